@@ -1,0 +1,28 @@
+//! lb's control plane: everything around the kernel program.
+//!
+//! **A change** comes from the command line ([`cli`]) through the API ([`api`]) to the daemon's one state task
+//! ([`daemon`]), which checks it ([`state`]), compiles desired state and observations into tables ([`reconcile`]) and
+//! applies the difference to the maps ([`dataplane`], the only module that touches aya).
+//!
+//! **Observations** come through the same door: verdicts of health checks ([`health`]), and interfaces, routes and
+//! neighbours by netlink ([`net`]).
+//!
+//! Around it: [`observe`] (metrics), [`doctor`] (what stands in the way on this host), [`demo`] and the [`lab`] of
+//! network namespaces it runs in.
+
+pub mod api;
+pub mod cli;
+pub mod daemon;
+pub mod dataplane;
+pub mod demo;
+pub mod doctor;
+pub mod error;
+pub mod health;
+pub mod lab;
+pub mod maglev;
+pub mod net;
+pub mod observe;
+pub mod reconcile;
+pub mod state;
+
+pub use error::{Error, Result};

@@ -1,0 +1,136 @@
+//! The desired state and how it changes. Nothing here does I/O.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, Mode, OnDown, OnEmpty, OnExit, Scheduler, Source, Vip, XdpMode};
+
+/// One server of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendSpec {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// 0..=65535; 0 takes no new flows.
+    pub weight: u16,
+    /// What the operator wants.
+    pub admin: Admin,
+    /// Who stated it.
+    pub source: Source,
+}
+
+/// What a health check sends and what it expects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Probe {
+    /// TCP connect.
+    Tcp,
+    /// HTTP GET; 200-399 is up.
+    Http {
+        /// Path and query, starting with `/`.
+        path: String,
+    },
+    /// The same over TLS.
+    Https {
+        /// Path and query, starting with `/`.
+        path: String,
+    },
+    /// No check: always up.
+    None,
+}
+
+/// A service's health check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// What is sent and expected.
+    #[serde(flatten)]
+    pub probe: Probe,
+    /// Time between two checks of a backend whose verdict is settled.
+    pub interval: Duration,
+    /// Time a check may take.
+    pub timeout: Duration,
+    /// Successes in a row that make a down backend up.
+    pub rise: u32,
+    /// Failures in a row that make an up backend down.
+    pub fall: u32,
+    /// Port to check instead of the backend's.
+    pub port: Option<u16>,
+}
+
+/// A service: VIPs, how they are served, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Unique name; by default the first VIP's text.
+    pub name: String,
+    /// One or more.
+    pub vips: Vec<Vip>,
+    /// How packets reach the backends.
+    pub mode: Mode,
+    /// How a new flow picks one.
+    pub scheduler: Scheduler,
+    /// Same client address, same backend, for this long.
+    pub affinity: Option<Duration>,
+    /// How backends are checked.
+    pub health: HealthCheck,
+    /// What happens to flows of a backend that is down.
+    pub on_down: OnDown,
+    /// What happens to new flows when nobody is usable.
+    pub on_empty: OnEmpty,
+    /// Who stated it.
+    pub source: Source,
+    /// Sorted by address; no two of the same address.
+    pub backends: Vec<BackendSpec>,
+}
+
+/// `SERVICE OPTIONS` of the command line: what was typed; `None` = not said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceOptions {
+    /// `--name`.
+    pub name: Option<String>,
+    /// `--mode`.
+    pub mode: Option<Mode>,
+    /// `--scheduler`.
+    pub scheduler: Option<Scheduler>,
+    /// `--affinity`; 0 = off.
+    pub affinity: Option<Duration>,
+    /// `--health`.
+    pub health: Option<Probe>,
+    /// `--on-down`.
+    pub on_down: Option<OnDown>,
+    /// `--on-empty`.
+    pub on_empty: Option<OnEmpty>,
+}
+
+/// What `attach` says about the data plane itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Interfaces, the first is the default for VIPs and announcements.
+    pub interfaces: Vec<String>,
+    /// How to attach.
+    pub xdp: XdpMode,
+    /// Device that VIPs are put on, if they are.
+    pub announce: Option<String>,
+    /// Addresses for NAT besides the default.
+    pub snat: Vec<IpAddr>,
+    /// Lowest and highest port for NAT, if said.
+    pub snat_ports: Option<(u16, u16)>,
+    /// Size of the flow table.
+    pub max_flows: u32,
+    /// What ending an `attach` does.
+    pub on_exit: OnExit,
+}
+
+/// Everything that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Number of this state; every accepted change makes a new one.
+    pub generation: u64,
+    /// The data plane's settings.
+    pub settings: Settings,
+    /// By name.
+    pub services: BTreeMap<String, ServiceSpec>,
+}
