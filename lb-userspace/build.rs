@@ -71,13 +71,14 @@ fn main() -> Result<()> {
         .env("RUSTC", &toolchain.rustc)
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
-            ["-Cdebuginfo=2", "-Clink-arg=--btf", &format!("--cfg=bpf_target_arch=\"{arch}\"")].join("\x1f"),
+            ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", &format!("--cfg=bpf_target_arch=\"{arch}\"")]
+                .join("\x1f"),
         );
     if toolchain.build_std {
         cargo.args(["-Z", "build-std=core"]).env("RUSTC_BOOTSTRAP", "1");
     } else {
         // aya-ebpf uses `asm_experimental_arch`; let that one crate have it on a stable compiler.
-        cargo.env("RUSTC_BOOTSTRAP", "aya_ebpf,lb");
+        cargo.env("RUSTC_BOOTSTRAP", "aya_ebpf,lb,lab");
     }
     let status = cargo.status().context("run cargo for the eBPF crate")?;
     ensure!(status.success(), "building {PACKAGE} with {toolchain:?} failed: {status}");

@@ -1,9 +1,192 @@
-//! x
+//! Programs that only tests, the demo and the benchmark load: far ends of veth pairs, wrappers around the balancer,
+//! and the floors that its cost is compared with.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(unstable_features, reason = "inline assembly for this target"),
+    feature(asm_experimental_arch)
+)]
+#![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host this crate is only checked"))]
+#![expect(non_upper_case_globals, reason = "a map's name is its symbol's")]
+
+mod atomic;
+mod helpers;
+mod packet;
+mod words;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    macros::{map, xdp},
+    maps::{Array, LruHashMap, ProgramArray},
+    programs::XdpContext,
+};
+use lb_common::flow::Flow4;
+use packet::{ETHERNET, Frame, IPV4, PROTOCOL_TCP, TCP, TYPE_IPV4, ipv4};
+
+/// What the wrappers call: the balancer, or a floor.
+#[map]
+static jump: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// The 64 bytes that `restore` writes over the packet's head, and how it varies them.
+#[map]
+static template: Array<Template> = Array::with_max_entries(1, 0);
+/// The floor's table.
+#[map]
+static floor_flows: LruHashMap<[u64; 2], [u64; 8]> = LruHashMap::with_max_entries(1 << 20, 0);
+/// Comparison of tables: a plain hash with an entry for each direction.
+#[map]
+static hash_flows: aya_ebpf::maps::HashMap<[u64; 2], [u64; 8]> = aya_ebpf::maps::HashMap::with_max_entries(1 << 20, 0);
+
+/// See [`template`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Template {
+    /// Head of the packet as it shall be before every run.
+    head: [u64; 8],
+    /// Flows that the packet shall belong to, one after the other: a power of two.
+    flows: u32,
+    /// Runs so far.
+    run: u32,
+}
+
+/// Far end of a veth pair: with it, the near end may send by `XDP_TX`.
+#[xdp(frags)]
+pub fn pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// The cheapest program: what a run costs without one.
+#[xdp(frags)]
+pub fn null(_: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Rule 35: fills the head room with 0xff, then calls the balancer.
+#[xdp(frags)]
+pub fn poison(ctx: XdpContext) -> u32 {
+    const ROOM: usize = 64;
+    if !helpers::adjust_head(&ctx, -(ROOM as i32)) {
+        return xdp_action::XDP_ABORTED;
+    }
+    if let Some(room) = Frame::of(&ctx).at(0, ROOM) {
+        for word in 0..ROOM / 8 {
+            room.store(word * 8, u64::MAX);
+        }
+    }
+    if !helpers::adjust_head(&ctx, ROOM as i32) {
+        return xdp_action::XDP_ABORTED;
+    }
+    // SAFETY: the map holds XDP programs of the same kind; if it is empty the call returns.
+    let _ = unsafe { jump.tail_call(&ctx, 0) };
+    xdp_action::XDP_ABORTED
+}
+
+/// Restores the packet's head, with source address and port of the next flow, and calls what is measured.
+#[xdp(frags)]
+pub fn restore(ctx: XdpContext) -> u32 {
+    let (Some(place), Some(as_it_was)) = (Frame::of(&ctx).at(0, 64), template.get_ptr_mut(0)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: the benchmark runs on one CPU at a time, or does not mind which flow comes next.
+    let as_it_was = unsafe { &mut *as_it_was };
+    for (word, head) in as_it_was.head.iter().enumerate() {
+        place.store(word * 8, *head);
+    }
+    let run = as_it_was.run;
+    as_it_was.run = run.wrapping_add(1);
+    let flow = run & as_it_was.flows.wrapping_sub(1);
+    if flow != 0 {
+        // Bits go to the source address's low 16 and the port's low 16; sums are not kept, nobody checks them here.
+        let address = ETHERNET + ipv4::ADDRESSES;
+        place.store(address + 2, place.load::<u16>(address + 2) ^ (flow >> 12) as u16);
+        let port = ETHERNET + IPV4;
+        place.store(port, (u16::from_be(place.load::<u16>(port)) ^ (flow & 0xfff) as u16).to_be());
+    }
+    // SAFETY: as in `poison`.
+    let _ = unsafe { jump.tail_call(&ctx, 0) };
+    xdp_action::XDP_ABORTED
+}
+
+/// Parses, and gives the flow's key; the least that any balancer has to do.
+#[inline(always)]
+fn key(ctx: &XdpContext) -> Option<[u64; 2]> {
+    let frame = Frame::of(ctx);
+    let head = frame.at(0, ETHERNET + IPV4 + TCP)?;
+    if head.load::<u16>(12) != TYPE_IPV4 || head.load::<u8>(ETHERNET + ipv4::PROTOCOL) != PROTOCOL_TCP {
+        return None;
+    }
+    let ports = head.load::<u32>(ETHERNET + IPV4) as u64;
+    Some([head.load::<u64>(ETHERNET + ipv4::ADDRESSES), ports | (PROTOCOL_TCP as u64) << 32])
+}
+
+#[inline(always)]
+fn swap(ctx: &XdpContext) {
+    if let Some(head) = Frame::of(ctx).at(0, 12) {
+        head.set_macs(head.macs().turned());
+    }
+}
+
+/// Floor: parse, swap MAC addresses, send.
+#[xdp(frags)]
+pub fn floor_swap(ctx: XdpContext) -> u32 {
+    if key(&ctx).is_none() {
+        return xdp_action::XDP_ABORTED;
+    }
+    swap(&ctx);
+    xdp_action::XDP_TX
+}
+
+/// Floor: the same, and one lookup in an LRU hash.
+#[xdp(frags)]
+pub fn floor_lru(ctx: XdpContext) -> u32 {
+    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    if floor_flows.get_ptr(&key).is_none() && floor_flows.insert(&key, &[0; 8], 0).is_err() {
+        return xdp_action::XDP_ABORTED;
+    }
+    swap(&ctx);
+    xdp_action::XDP_TX
+}
+
+/// Comparison: a new flow is two entries of an LRU hash.
+#[xdp(frags)]
+pub fn table_lru(ctx: XdpContext) -> u32 {
+    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    if floor_flows.get_ptr(&key).is_none() {
+        let _ = floor_flows.insert(&key, &[0; 8], 0);
+        let _ = floor_flows.insert(&[key[0].rotate_left(32), key[1] ^ 0x5555], &[0; 8], 0);
+    }
+    swap(&ctx);
+    xdp_action::XDP_TX
+}
+
+/// Comparison: a new flow is two entries of a plain hash; when it is known, it ends: two entries less.
+#[xdp(frags)]
+pub fn table_hash(ctx: XdpContext) -> u32 {
+    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    let other = [key[0].rotate_left(32), key[1] ^ 0x5555];
+    if hash_flows.get_ptr(&key).is_none() {
+        let _ = hash_flows.insert(&key, &[0; 8], 0);
+        let _ = hash_flows.insert(&other, &[0; 8], 0);
+    } else {
+        let _ = hash_flows.remove(&key);
+        let _ = hash_flows.remove(&other);
+    }
+    swap(&ctx);
+    xdp_action::XDP_TX
+}
+
+const _: () = assert!(size_of::<Flow4>() == 128, "what the tables are compared with");
+
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier proves that this is never reached: it would reject the endless loop.
     loop {}
 }
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,9 +1,86 @@
-//! x
+//! lb's data path: a packet's life.
+//!
+//! ```text
+//!  driver -> lb() -> pipeline::run
+//!                      parse      is it for a VIP, or a reply to one of our NAT addresses?   no: pass, untouched
+//!                      table      is its flow known?                                         yes: forward
+//!                      service    which service is it for, and may it begin a flow?          no: reject or pass
+//!                      select     which backend does the scheduler say?
+//!                      create     a record, a NAT port, two index entries
+//!                      forward    rewrite, next hop, out
+//!                  -> count: one verdict, one reason, counted once, here
+//! ```
+//!
+//! [`maps`] has every map in one place; [`helpers`] every raw kernel call; [`atomic`] the one instruction that Rust
+//! lacks on this target. The contract with user space (layouts, states, reasons) is the crate `lb_common`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        unstable_features,
+        reason = "inline assembly for this target: compare-and-swap, and what the verifier must not lose"
+    ),
+    feature(asm_experimental_arch)
+)]
+#![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host this crate is only checked"))]
+
+mod answer;
+mod atomic;
+mod create;
+mod forward;
+mod helpers;
+mod icmp;
+mod life;
+mod maps;
+mod packet;
+mod parse;
+mod pipeline;
+mod ports;
+mod records;
+mod service;
+mod table;
+mod words;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use lb_common::{maps::interface_flag, reason::Verdict};
+
+/// The balancer. Its name is how the control plane and tests find it.
+#[xdp(frags)]
+pub fn lb(ctx: XdpContext) -> u32 {
+    let reason = pipeline::run(&ctx);
+    maps::count(reason);
+    match reason.verdict() {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Tx => back(&ctx),
+        Verdict::Redirect => xdp_action::XDP_REDIRECT,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Aborted => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Out of the interface it came from. A veth in native mode takes `XDP_TX` only when its peer runs an XDP program; a
+/// redirect to the interface itself asks less of it.
+#[inline(always)]
+fn back(ctx: &XdpContext) -> u32 {
+    let ingress = ctx.ingress_ifindex() as u32;
+    if maps::interface(ingress).is_some_and(|interface| interface.flags & interface_flag::REDIRECT != 0) {
+        helpers::redirect(ingress);
+        return xdp_action::XDP_REDIRECT;
+    }
+    xdp_action::XDP_TX
+}
+
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier proves that this is never reached: it would reject the endless loop.
     loop {}
 }
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

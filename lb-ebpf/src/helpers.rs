@@ -1,0 +1,56 @@
+//! Raw kernel calls, each wrapped once.
+
+use aya_ebpf::{EbpfContext as _, bindings::xdp_md, helpers::generated as raw, programs::XdpContext};
+use lb_common::clock;
+
+/// Now, in ticks.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: no arguments; available to XDP since Linux 5.11.
+    clock::ticks(unsafe { raw::bpf_ktime_get_coarse_ns() })
+}
+
+/// The number of this CPU.
+#[inline(always)]
+pub fn cpu() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { raw::bpf_get_smp_processor_id() }
+}
+
+/// The frame's length in bytes, fragments included.
+#[inline(always)]
+pub fn frame_length(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is the program's own (Linux 5.18).
+    unsafe { raw::bpf_xdp_get_buff_len(ctx.as_ptr().cast::<xdp_md>()) as u32 }
+}
+
+/// Moves the frame's start; every pointer into the packet is dead afterwards.
+#[inline(always)]
+pub fn adjust_head(ctx: &XdpContext, delta: i32) -> bool {
+    // SAFETY: the context is the program's own.
+    unsafe { raw::bpf_xdp_adjust_head(ctx.as_ptr().cast::<xdp_md>(), delta) == 0 }
+}
+
+/// Cuts the frame to `length` bytes; every pointer into the packet is dead afterwards.
+#[inline(always)]
+pub fn truncate(ctx: &XdpContext, length: u32) -> bool {
+    let excess = frame_length(ctx) as i32 - length as i32;
+    // SAFETY: the context is the program's own.
+    excess <= 0 || unsafe { raw::bpf_xdp_adjust_tail(ctx.as_ptr().cast::<xdp_md>(), -excess) == 0 }
+}
+
+/// Says that the frame shall leave by an interface; the program must then return `XDP_REDIRECT`.
+#[inline(always)]
+pub fn redirect(ifindex: u32) {
+    // SAFETY: plain numbers; without flags the answer is always XDP_REDIRECT.
+    unsafe { raw::bpf_redirect(ifindex, 0) };
+}
+
+/// Calls `body(0..rounds, state)` until it returns 1 (`bpf_loop`, Linux 5.17).
+#[inline(always)]
+pub fn repeat<T>(rounds: u32, body: extern "C" fn(u32, *mut T) -> u64, state: &mut T) {
+    // SAFETY: the verifier checks the body against a pointer to this very stack object.
+    unsafe {
+        raw::bpf_loop(rounds, body as *mut core::ffi::c_void, core::ptr::from_mut(state).cast(), 0);
+    }
+}

@@ -1,0 +1,117 @@
+//! The life of a flow: what a packet does to its state, and whether the flow is over.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::{
+    flow::{Flow4, next_state, state, tcp},
+    maps::{Backend, backend_flag},
+    reason::Reason,
+};
+
+use crate::{answer, helpers, maps, parse::Packet, records, table, table::Found};
+
+/// What is to be done with a packet of a flow.
+pub enum Life {
+    /// Forward it.
+    Goes,
+    /// The flow is over and its record given up: treat the packet as if it had none.
+    Over,
+    /// The packet was answered or is to be dropped.
+    Done(Reason),
+}
+
+/// Takes a packet into its flow's life.
+#[inline(always)]
+pub fn step(ctx: &XdpContext, packet: &Packet, found: Found) -> Life {
+    let Some(flow) = table::record(found.record) else { return Life::Over };
+    let now = helpers::now();
+    let seen = if found.from_backend { &mut flow.head.seen_backend } else { &mut flow.head.seen_client };
+    if *seen != now {
+        if expired(found.record, now) {
+            return Life::Over;
+        }
+        *seen = now;
+    }
+    if found.from_backend { from_backend(flow, packet) } else { from_client(ctx, flow, packet, found.record) }
+}
+
+/// Whether the flow's time is over; then its record is given up.
+#[inline(never)]
+fn expired(index: u32, now: u32) -> bool {
+    let Some(flow) = table::record(index) else { return true };
+    let over = records::expired(&flow.head, now);
+    if over {
+        records::release(index);
+    }
+    over
+}
+
+#[inline(always)]
+fn from_backend(flow: &mut Flow4, packet: &Packet) -> Life {
+    let head = &mut flow.head;
+    if packet.is_tcp() && (head.state != state::ESTABLISHED || packet.flags & (tcp::FIN | tcp::RST) != 0) {
+        head.state = next_state(head.state, packet.flags, true, false);
+    }
+    Life::Goes
+}
+
+#[inline(always)]
+fn from_client(ctx: &XdpContext, flow: &mut Flow4, packet: &Packet, index: u32) -> Life {
+    let Some(backend) = maps::backends.get(flow.head.backend) else { return Life::Over };
+    if flow.head.state == state::RESET || backend.flags & backend_flag::ATTENTION != 0 {
+        match backend_gone(flow, backend, packet) {
+            Gone::No => {}
+            Gone::Over => {
+                records::release(index);
+                return Life::Over;
+            }
+            Gone::Silent => return Life::Done(Reason::Abandoned),
+            Gone::Reset(reason) => return Life::Done(answer::reset(ctx, packet, reason)),
+        }
+    }
+    let now = flow.head.state;
+    if packet.is_tcp() && (now != state::ESTABLISHED || packet.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) {
+        // Rule 11: a SYN on a connection that is closing begins a new one.
+        if packet.is_syn() && now >= state::FIN_CLIENT {
+            records::release(index);
+            return Life::Over;
+        }
+        flow.head.state = next_state(now, packet.flags, false, false);
+    }
+    Life::Goes
+}
+
+/// What a gone backend means for a client's packet.
+enum Gone {
+    /// Nothing: the flow goes on.
+    No,
+    /// The flow is over.
+    Over,
+    /// The flow is closed, and the packet must not be answered.
+    Silent,
+    /// The flow is closed, and the client is told.
+    Reset(Reason),
+}
+
+/// Rule 14: the flow's backend is down, in maintenance, or removed by force; or an operator flushed the flow.
+#[inline(always)]
+fn backend_gone(flow: &mut Flow4, backend: &Backend, packet: &Packet) -> Gone {
+    let flags = backend.flags;
+    let flushed = flow.head.state == state::RESET;
+    if !packet.is_tcp() {
+        return if flushed || flags & backend_flag::MOVE_UDP != 0 { Gone::Over } else { Gone::No };
+    }
+    // Nothing came from it since it fell.
+    let silent = backend.down_since.wrapping_sub(flow.head.seen_backend) as i32 >= 0;
+    let down = flags & backend_flag::RESET != 0 || (flags & backend_flag::RESET_SILENT != 0 && silent);
+    if !flushed && !down {
+        return Gone::No;
+    }
+    if packet.is_syn() {
+        return Gone::Over;
+    }
+    flow.head.state = state::CLOSED;
+    if packet.flags & tcp::RST != 0 {
+        return Gone::Silent;
+    }
+    Gone::Reset(if flushed { Reason::ResetFlushed } else { Reason::ResetDown })
+}
