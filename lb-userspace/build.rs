@@ -1,11 +1,10 @@
-//! Builds the eBPF object and leaves it at `$OUT_DIR/lb.bpf.o`.
+//! Builds the kernel programs and leaves them at `$OUT_DIR/lb.bpf.o` and `$OUT_DIR/lab.bpf.o`.
 //!
-//! Two kinds of Rust toolchain can build for `bpfel-unknown-none`:
-//!   * one that ships a compiled `core` for it (Debian: `libstd-rust-web-dev-bpf`), or
-//!   * one that ships `rust-src`, from which cargo's `-Zbuild-std=core` compiles it.
-//!
-//! We look for the first kind, then for the second; `LB_EBPF_RUSTC` names one outright and
-//! `LB_EBPF_OBJECT` names a finished object, in which case nothing is built at all.
+//! Two kinds of Rust toolchain can build for `bpfel-unknown-none`: one that ships a compiled `core` for it (Debian:
+//! `libstd-rust-web-dev-bpf`), and one that ships `rust-src`, from which cargo's `-Zbuild-std=core` compiles it. The
+//! first kind is looked for, then the second. `LB_EBPF_RUSTC` names a compiler outright, and `LB_EBPF_OBJECTS` a
+//! directory with finished `lb.bpf.o` and `lab.bpf.o`, in which case nothing is built.
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -15,75 +14,87 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 const PACKAGE: &str = "lb-ebpf";
-const BINARY: &str = "lb";
+const PROGRAMS: [&str; 2] = ["lb", "lab"];
+/// What the build script of cargo's host build says of *its* compiler and target must not reach the other one.
+const LEAKS: [&str; 9] = [
+    "RUSTC",
+    "RUSTC_WRAPPER",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_BUILD_TARGET",
+    "CARGO_TARGET_DIR",
+    "LD_LIBRARY_PATH",
+];
+const LEAKING_PREFIXES: [&str; 3] = ["CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PROFILE_"];
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR")?);
-    let object = out.join("lb.bpf.o");
-    for var in ["LB_EBPF_OBJECT", "LB_EBPF_RUSTC", "PATH"] {
-        println!("cargo::rerun-if-env-changed={var}");
+    for variable in ["LB_EBPF_OBJECTS", "LB_EBPF_RUSTC", "PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
     }
-    if let Some(prebuilt) = env::var_os("LB_EBPF_OBJECT").map(PathBuf::from) {
-        println!("cargo::rerun-if-changed={}", prebuilt.display());
-        fs::copy(&prebuilt, &object).with_context(|| format!("copy {}", prebuilt.display()))?;
-        return Ok(());
+    if let Some(finished) = env::var_os("LB_EBPF_OBJECTS").map(PathBuf::from) {
+        return PROGRAMS.iter().try_for_each(|name| {
+            let from = finished.join(format!("{name}.bpf.o"));
+            println!("cargo::rerun-if-changed={}", from.display());
+            copy(&from, &out.join(format!("{name}.bpf.o")))
+        });
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("workspace root")?;
-    for dir in ["lb-ebpf", "lb-common"] {
-        println!("cargo::rerun-if-changed={}", root.join(dir).display());
+    for directory in ["lb-ebpf", "lb-common", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", root.join(directory).display());
     }
+    build(root, &out)
+}
 
+fn build(root: &Path, out: &Path) -> Result<()> {
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
         "little" => "bpfel-unknown-none",
         _ => "bpfeb-unknown-none",
     };
-    let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
     let toolchain = Toolchain::find(target)?;
-    let target_dir = out.join("ebpf-target");
-
+    ensure!(
+        Command::new("bpf-linker").arg("--version").output().is_ok(),
+        "bpf-linker is not in PATH: run `cargo xtask setup`"
+    );
+    let target_directory = out.join("ebpf-target");
     let mut cargo = Command::new(env::var_os("CARGO").context("CARGO")?);
-    // Cargo gives build scripts the *host* build's settings; none may leak into this one.
     for (key, _) in env::vars_os() {
-        let key = key.to_string_lossy();
-        let leaks = matches!(
-            &*key,
-            "RUSTC"
-                | "RUSTC_WRAPPER"
-                | "RUSTC_WORKSPACE_WRAPPER"
-                | "RUSTFLAGS"
-                | "RUSTUP_TOOLCHAIN"
-                | "CARGO_ENCODED_RUSTFLAGS"
-                | "CARGO_BUILD_TARGET"
-                | "CARGO_TARGET_DIR"
-                | "LD_LIBRARY_PATH"
-        ) || key.starts_with("CARGO_CFG_")
-            || key.starts_with("CARGO_FEATURE_")
-            || key.starts_with("CARGO_PROFILE_");
-        if leaks {
-            cargo.env_remove(&*key);
+        let name = key.to_string_lossy();
+        if LEAKS.contains(&&*name) || LEAKING_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+            cargo.env_remove(&key);
         }
     }
+    let architecture = format!("--cfg=bpf_target_arch=\"{}\"", env::var("CARGO_CFG_TARGET_ARCH")?);
+    // v3 has compare-and-swap and 32-bit registers (Linux 5.12).
+    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", &architecture];
     cargo
         .current_dir(root)
         .args(["build", "--release", "--package", PACKAGE, "--bins", "--target", target])
         .arg("--target-dir")
-        .arg(&target_dir)
+        .arg(&target_directory)
         .env("RUSTC", &toolchain.rustc)
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", &format!("--cfg=bpf_target_arch=\"{arch}\"")]
-                .join("\x1f"),
-        );
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     if toolchain.build_std {
         cargo.args(["-Z", "build-std=core"]).env("RUSTC_BOOTSTRAP", "1");
     } else {
-        // aya-ebpf uses `asm_experimental_arch`; let that one crate have it on a stable compiler.
+        // Inline assembly for this target is unstable: only the crates that need it may have it on a stable compiler.
         cargo.env("RUSTC_BOOTSTRAP", "aya_ebpf,lb,lab");
     }
-    let status = cargo.status().context("run cargo for the eBPF crate")?;
+    let status = cargo.status().context("run cargo for the kernel programs")?;
     ensure!(status.success(), "building {PACKAGE} with {toolchain:?} failed: {status}");
-    let built = target_dir.join(target).join("release").join(BINARY);
-    fs::copy(&built, &object).with_context(|| format!("copy {}", built.display()))?;
+    PROGRAMS.iter().try_for_each(|name| {
+        copy(&target_directory.join(target).join("release").join(name), &out.join(format!("{name}.bpf.o")))
+    })
+}
+
+/// Copies an object; without its debug information where a tool to strip it is at hand (346 KB become 45).
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let stripped = Command::new("llvm-objcopy").arg("--strip-debug").args([from, to]).status();
+    if !stripped.is_ok_and(|status| status.success()) {
+        fs::copy(from, to).with_context(|| format!("copy {}", from.display()))?;
+    }
     Ok(())
 }
 
@@ -105,21 +116,23 @@ impl Toolchain {
         }
         let known: Vec<_> = candidates.into_iter().filter_map(|rustc| Some((sysroot(&rustc)?, rustc))).collect();
         let has_core = |sysroot: &Path| {
-            fs::read_dir(sysroot.join("lib/rustlib").join(target).join("lib"))
-                .is_ok_and(|files| files.flatten().any(|f| f.file_name().to_string_lossy().starts_with("libcore-")))
+            fs::read_dir(sysroot.join("lib/rustlib").join(target).join("lib")).is_ok_and(|files| {
+                files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+            })
         };
         let has_source = |sysroot: &Path| sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists();
-        if let Some((_, rustc)) = known.iter().find(|(s, _)| has_core(s)) {
+        if let Some((_, rustc)) = known.iter().find(|(sysroot, _)| has_core(sysroot)) {
             return Ok(Self { rustc: rustc.clone(), build_std: false });
         }
-        if let Some((_, rustc)) = known.iter().find(|(s, _)| has_source(s)) {
+        if let Some((_, rustc)) = known.iter().find(|(sysroot, _)| has_source(sysroot)) {
             return Ok(Self { rustc: rustc.clone(), build_std: true });
         }
         bail!(
             "no Rust toolchain here can build for {target}. Do one of:\n  \
+             cargo xtask setup                                  (installs what is missing)\n  \
              rustup component add rust-src\n  \
-             apt install rustc-web libstd-rust-web-dev-bpf     (Debian)\n  \
-             LB_EBPF_OBJECT=path/to/lb.bpf.o                    (a finished object)"
+             apt install rustc-web libstd-rust-web-dev-bpf      (Debian)\n  \
+             LB_EBPF_OBJECTS=DIRECTORY                          (with a finished lb.bpf.o and lab.bpf.o)"
         )
     }
 }

@@ -46,10 +46,10 @@ impl Search {
     fn look(&mut self, round: u32) -> bool {
         self.looked = round + 1;
         let place = self.start.wrapping_add(round);
-        let (Some(port), Some(round)) = (place.checked_rem(self.ports), place.checked_div(self.ports)) else {
+        let (Some(port), Some(turn)) = (place.checked_rem(self.ports), place.checked_div(self.ports)) else {
             return true;
         };
-        let Some(address) = round.checked_rem(self.addresses) else { return true };
+        let Some(address) = turn.checked_rem(self.addresses) else { return true };
         let (Some(port), Some(address)) = (maps::nat_ports.get(port), maps::snat.get(self.first_address + address))
         else {
             return false;

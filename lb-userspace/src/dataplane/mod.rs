@@ -1,1 +1,252 @@
-//! dataplane
+//! The data plane: the kernel program, its maps, links and pins. The only module that touches aya.
+//!
+//! * [`DataPlane`] loads a fresh data plane or adopts a pinned one, attaches it, and gives it new [`Tables`]
+//! * [`pins`]: where things are pinned, and how all of it is removed
+//! * [`mapped`]: arrays of the kernel's in this process's memory
+//! * [`slots`]: which part of the map `tables` belongs to which service
+//! * [`apply`]: from the tables that stand in the maps to others, in an order in which no packet meets half a change
+//! * [`flows`]: reading connections
+//!
+//! Everything is pinned below `<bpffs>/v<LAYOUT_VERSION>/`, so the data path goes on when this process ends, however
+//! it ends; the next one adopts what it finds.
+
+mod apply;
+mod attach;
+pub mod flows;
+mod load;
+mod mapped;
+pub mod pins;
+mod slots;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap, MapData, PerCpuArray},
+    programs::{Program, Xdp},
+};
+use lb_common::{
+    Be32, clock,
+    flow::{Bucket, Flow4},
+    maps,
+    reason::Reason,
+};
+
+pub use apply::Applied;
+pub use attach::{Attached, program_name};
+pub use flows::{Flow, FlowTable};
+pub use load::LoadOptions;
+use mapped::Mapped;
+use slots::Slots;
+
+use crate::{Error, Result, error::Context as _, reconcile::Tables};
+
+/// The kernel program, as the build script left it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.bpf.o"));
+/// Programs for tests, the demo and the benchmark.
+pub static LAB_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lab.bpf.o"));
+
+/// A map's key or value on its way through aya.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Plain<T>(T);
+
+// SAFETY: only used with the `#[repr(C)]` types of `lb_common::maps`, which have no padding, no pointers, and are
+// valid for every bit pattern.
+unsafe impl<T: Copy + 'static> Pod for Plain<T> {}
+
+/// A loaded and pinned data plane.
+pub struct DataPlane {
+    directory: PathBuf,
+    object: Ebpf,
+    settings: Mapped<maps::Settings>,
+    interfaces: Mapped<maps::Interface>,
+    filter: Mapped<u64>,
+    ports: Mapped<u64>,
+    vips4: HashMap<MapData, Plain<maps::Vip4Key>, Plain<maps::Vip>>,
+    services: Mapped<maps::Service>,
+    table_slots: Mapped<u32>,
+    backends: Mapped<maps::Backend>,
+    next_hops: Mapped<maps::NextHop>,
+    nat_ports: Mapped<u16>,
+    snat: Mapped<[Be32; 4]>,
+    flows: FlowTable,
+    reasons: PerCpuArray<MapData, u64>,
+    traffic: PerCpuArray<MapData, Plain<maps::Traffic>>,
+    refusals: PerCpuArray<MapData, Plain<maps::Refusals>>,
+    slots: Slots,
+    applied: Tables,
+}
+
+/// What the data path has counted.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Packets by reason, in the order of [`Reason::ALL`].
+    pub reasons: Vec<u64>,
+    /// Traffic by backend identity.
+    pub traffic: BTreeMap<u32, maps::Traffic>,
+    /// Refused flows by service identity.
+    pub refusals: BTreeMap<u32, maps::Refusals>,
+}
+
+impl Counters {
+    /// Packets that were counted under a reason.
+    #[must_use]
+    pub fn of(&self, reason: Reason) -> u64 {
+        self.reasons.get(reason as usize).copied().unwrap_or(0)
+    }
+}
+
+/// What stands in the maps of an adopted data plane.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// Services in use, by identity.
+    pub services: BTreeMap<u32, maps::Service>,
+    /// Backends in use, by identity.
+    pub backends: BTreeMap<u32, maps::Backend>,
+    /// IPv4 VIPs and addresses.
+    pub vips4: BTreeMap<maps::Vip4Key, maps::Vip>,
+}
+
+/// Now, in ticks of the data path's clock.
+#[must_use]
+pub fn now() -> u32 {
+    // CLOCK_MONOTONIC_COARSE is what bpf_ktime_get_coarse_ns reads.
+    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE) {
+        Ok(time) => {
+            clock::ticks((time.tv_sec() as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec() as u64))
+        }
+        Err(_) => 0,
+    }
+}
+
+impl DataPlane {
+    /// The program, for `BPF_PROG_TEST_RUN`.
+    pub fn program(&self) -> Result<&Xdp> {
+        match self.object.program(PROGRAM) {
+            Some(Program::Xdp(program)) => Ok(program),
+            _ => Err(no_program()),
+        }
+    }
+
+    fn xdp_mut(&mut self) -> Result<&mut Xdp> {
+        xdp_mut(&mut self.object)
+    }
+
+    /// The flow table.
+    #[must_use]
+    pub fn flows(&self) -> FlowTable {
+        self.flows.clone()
+    }
+
+    /// What was fixed when the maps were made.
+    #[must_use]
+    pub fn settings(&self) -> maps::Settings {
+        self.settings.read(0)
+    }
+
+    /// The tables that stand in the maps.
+    #[must_use]
+    pub fn applied(&self) -> &Tables {
+        &self.applied
+    }
+
+    /// Number of instructions that the verifier walked through; `None` on kernels that do not say.
+    pub fn verified_instructions(&self) -> Result<Option<u32>> {
+        Ok(self.program()?.info().context("ask for the program's information")?.verified_instruction_count())
+    }
+
+    /// Says which interfaces the data path runs on; replaces what was said before.
+    ///
+    /// # Errors
+    /// Two interfaces whose places in the map collide too often (their indices differ by multiples of 256).
+    pub fn set_interfaces(&mut self, interfaces: &[maps::Interface]) -> Result<()> {
+        let mut places = vec![maps::Interface::default(); maps::INTERFACES as usize];
+        for interface in interfaces {
+            let place = (0..maps::INTERFACE_PROBES)
+                .map(|probe| ((interface.ifindex + probe) % maps::INTERFACES) as usize)
+                .find(|place| places[*place].ifindex == 0)
+                .ok_or_else(|| {
+                    Error::failed(format!(
+                        "interface index {}: no place left for it beside the other interfaces",
+                        interface.ifindex
+                    ))
+                    .hint("attach fewer interfaces, or remove and make it again, so that it gets another index")
+                })?;
+            places[place] = *interface;
+        }
+        for (place, interface) in (0..).zip(&places) {
+            if self.interfaces.read(place) != *interface {
+                self.interfaces.write(place, *interface);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the data path has counted; traffic and refusals of identities that are in use.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut counters = Counters::default();
+        for reason in Reason::ALL {
+            let values = self.reasons.get(&(*reason as u32), 0).context("read the map 'reasons'")?;
+            counters.reasons.push(values.iter().sum());
+        }
+        for id in self.applied.backends.keys() {
+            let mut sum = maps::Traffic::default();
+            for Plain(cpu) in self.traffic.get(id, 0).context("read the map 'traffic'")?.iter() {
+                sum.packets_in += cpu.packets_in;
+                sum.bytes_in += cpu.bytes_in;
+                sum.packets_out += cpu.packets_out;
+                sum.bytes_out += cpu.bytes_out;
+                sum.flows += cpu.flows;
+            }
+            counters.traffic.insert(*id, sum);
+        }
+        for id in self.applied.services.keys() {
+            let mut sum = maps::Refusals::default();
+            for Plain(cpu) in self.refusals.get(id, 0).context("read the map 'refusals'")?.iter() {
+                sum.no_backend += cpu.no_backend;
+                sum.no_port += cpu.no_port;
+                sum.table_full += cpu.table_full;
+            }
+            counters.refusals.insert(*id, sum);
+        }
+        Ok(counters)
+    }
+
+    /// What stands in the maps.
+    #[must_use]
+    pub fn recover(&self) -> Recovered {
+        Recovered {
+            services: (1..maps::SERVICES)
+                .map(|id| (id, self.services.read(id)))
+                .filter(|(_, service)| service.name_hash != 0)
+                .collect(),
+            backends: (1..maps::BACKENDS)
+                .map(|id| (id, self.backends.read(id)))
+                .filter(|(_, backend)| backend.flags & maps::backend_flag::USED != 0)
+                .collect(),
+            vips4: self.vips4.iter().flatten().map(|(key, vip)| (key.0, vip.0)).collect(),
+        }
+    }
+}
+
+/// The most that a name of a map or a program may say about itself in an error.
+fn map_error(name: &str, error: impl std::fmt::Display) -> Error {
+    Error::failed(format!("map '{name}': {error}"))
+}
+
+const _: () = assert!(size_of::<Plain<maps::Vip4Key>>() == size_of::<maps::Vip4Key>());
+const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Flow4>() == 128);
+/// Name of the program in the object.
+pub(crate) const PROGRAM: &str = "lb";
+
+fn no_program() -> Error {
+    Error::failed(format!("the data path has no XDP program '{PROGRAM}'"))
+}
+
+fn xdp_mut(object: &mut Ebpf) -> Result<&mut Xdp> {
+    match object.program_mut(PROGRAM) {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => Err(no_program()),
+    }
+}

@@ -1,6 +1,11 @@
 //! The vocabulary of product.md: parsing, printing, serde. Every word is printed as it is typed.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -250,7 +255,7 @@ pub struct Vip {
 
 impl fmt::Display for Vip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}/{}", std::net::SocketAddr::new(self.address, self.port), self.protocol))
+        f.pad(&format!("{}/{}", SocketAddr::new(self.address, self.port), self.protocol))
     }
 }
 
@@ -258,6 +263,163 @@ impl FromStr for Vip {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Err(Error::usage(format!("'{text}' is not a VIP")))
+        parse_vip(text, None)
+    }
+}
+
+/// Parses a VIP: `ADDR:PORT[/tcp|udp]`, and with a default address also `[:]PORT[/tcp|udp]`.
+pub fn parse_vip(text: &str, default: Option<IpAddr>) -> Result<Vip> {
+    const HINT: &str = "ADDR:PORT[/tcp|udp], as in 10.0.0.10:80 or [2001:db8::1]:53/udp";
+    let (place, protocol) = match text.split_once('/') {
+        Some((place, protocol)) => (place, protocol.parse()?),
+        None => (text, Protocol::Tcp),
+    };
+    if let Ok(place) = place.parse::<SocketAddr>() {
+        return Ok(Vip { address: place.ip(), port: place.port(), protocol });
+    }
+    let port = place.strip_prefix(':').unwrap_or(place);
+    match (port.parse::<u16>(), default) {
+        (Ok(port), Some(address)) => Ok(Vip { address, port, protocol }),
+        (Ok(_), None) => Err(Error::usage(format!("VIP '{text}': the address is missing")).hint(HINT)),
+        _ => Err(Error::usage(format!("VIP '{text}': {}", why_not_a_place(place))).hint(HINT)),
+    }
+}
+
+/// Parses a backend: `ADDR:PORT[=WEIGHT]`; the weight is 1 unless said.
+pub fn parse_backend(text: &str) -> Result<(SocketAddr, u16)> {
+    const HINT: &str = "ADDR:PORT[=WEIGHT], as in 10.0.0.2:8080 or 10.0.0.2:8080=5";
+    let (place, weight) = match text.split_once('=') {
+        Some((place, weight)) => (
+            place,
+            weight.parse().map_err(|_| {
+                Error::usage(format!("backend '{text}': '{weight}' is not a weight")).hint("a number from 0 to 65535")
+            })?,
+        ),
+        None => (text, 1),
+    };
+    let address =
+        place.parse().map_err(|_| Error::usage(format!("backend '{text}': {}", why_not_a_place(place))).hint(HINT))?;
+    Ok((address, weight))
+}
+
+/// Parses a list of backends, separated by commas; none may be there twice.
+pub fn parse_backends(text: &str) -> Result<Vec<(SocketAddr, u16)>> {
+    let mut backends: Vec<(SocketAddr, u16)> = Vec::new();
+    for word in text.split(',').map(str::trim) {
+        let (address, weight) = parse_backend(word)?;
+        if backends.iter().any(|(other, _)| *other == address) {
+            return Err(Error::usage(format!("backend {address}: named twice")).hint("name it once, with its weight"));
+        }
+        backends.push((address, weight));
+    }
+    Ok(backends)
+}
+
+/// Why a text is not an address and a port.
+fn why_not_a_place(text: &str) -> String {
+    if text.is_empty() {
+        return "nothing there".to_owned();
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        return "the port is missing".to_owned();
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() => {
+            format!("'{port}' is not a port (0 to 65535)")
+        }
+        Some((host, _)) => format!("'{host}' is not an IP address (names are not looked up)"),
+        None => format!("'{text}' is not an address and a port"),
+    }
+}
+
+/// Parses a time: a number and a unit, as in `500ms`, `30s`, `10m`, `2h`, `1d`.
+pub fn parse_duration(text: &str) -> Result<Duration> {
+    let wrong = || Error::usage(format!("'{text}' is not a time")).hint("a number and a unit: 500ms, 30s, 10m, 2h, 1d");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let millis = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    Ok(Duration::from_millis(number.checked_mul(millis).ok_or_else(wrong)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vips_are_printed_as_they_are_typed() {
+        for text in ["10.0.0.10:80/tcp", "10.0.0.10:0/udp", "[2001:db8::1]:53/udp"] {
+            assert_eq!(text.parse::<Vip>().unwrap().to_string(), text);
+        }
+        assert_eq!("10.0.0.10:80".parse::<Vip>().unwrap().protocol, Protocol::Tcp);
+        let default = Some(IpAddr::from([192, 0, 2, 1]));
+        for text in ["80", ":80", "80/tcp", "192.0.2.1:80"] {
+            assert_eq!(parse_vip(text, default).unwrap().to_string(), "192.0.2.1:80/tcp", "{text}");
+        }
+    }
+
+    #[test]
+    fn backends_have_weight_one_unless_said() {
+        assert_eq!(parse_backend("10.0.0.2:80").unwrap().1, 1);
+        assert_eq!(parse_backend("10.0.0.2:80=0").unwrap().1, 0);
+        assert_eq!(parse_backends("10.0.0.2:80,10.0.0.3:80=65535").unwrap().len(), 2);
+    }
+
+    /// What was typed, and a word that the error must have to be of use.
+    #[test]
+    fn wrong_words_are_named() {
+        let vips = [
+            ("", "nothing"),
+            ("10.0.0.1", "port is missing"),
+            ("10.0.0.1:x", "'x' is not a port"),
+            ("10.0.0.1:70000", "'70000' is not a port"),
+            ("example.org:80", "names are not looked up"),
+            ("10.0.0.1:80/sctp", "'sctp' is not a protocol"),
+            ("80", "address is missing"),
+            ("::1", "port is missing"),
+        ];
+        for (text, word) in vips {
+            let error = text.parse::<Vip>().unwrap_err();
+            assert!(error.message.contains(word) && error.hint.is_some(), "'{text}': {error:?}");
+        }
+        let backends = [
+            ("10.0.0.2", "port is missing"),
+            ("10.0.0.2:80=70000", "'70000' is not a weight"),
+            ("10.0.0.2:80=-1", "'-1' is not a weight"),
+            ("10.0.0.2:80=", "'' is not a weight"),
+            ("", "nothing there"),
+            ("10.0.0.2:80,10.0.0.2:80=2", "named twice"),
+            ("10.0.0.2:80,", "nothing there"),
+            ("web1:80", "'web1'"),
+        ];
+        for (text, word) in backends {
+            let error = parse_backends(text).unwrap_err();
+            assert!(error.message.contains(word) && error.hint.is_some(), "'{text}': {error:?}");
+        }
+        for text in ["", "5", "ms", "1w", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(parse_duration(text).unwrap_err().message.contains("is not a time"), "'{text}'");
+        }
+        assert_eq!(parse_duration("90s").unwrap(), Duration::from_secs(90));
+        assert!("nta".parse::<Mode>().unwrap_err().hint.unwrap().contains("nat"));
+    }
+
+    #[test]
+    fn ipvs_words_are_understood() {
+        assert_eq!("wlc".parse::<Scheduler>().unwrap(), Scheduler::LeastConn);
+        assert_eq!("rr".parse::<Scheduler>().unwrap().to_string(), "round-robin");
+    }
+
+    #[test]
+    fn sources_are_printed_as_they_are_typed() {
+        for text in ["flags", "cli", "file", "registry:consul"] {
+            assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
+        }
+        assert!("registry:".parse::<Source>().is_err());
     }
 }

@@ -1,0 +1,181 @@
+//! From the tables that stand in the maps to others, in an order in which no packet meets half a change.
+//!
+//! What is named comes before what names it: backends, next hops and NAT ports, then slots, then services, then VIPs,
+//! then the filter. What goes away goes in the opposite order.
+
+use std::{collections::BTreeMap, mem::offset_of, net::IpAddr, time::Instant};
+
+use lb_common::maps::{self, Service};
+
+use super::{DataPlane, Plain, Recovered};
+use crate::{Error, Result, error::Context as _, reconcile::Tables};
+
+/// What an application did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Entries of maps that were written or removed.
+    pub writes: usize,
+}
+
+impl DataPlane {
+    /// Makes the maps say what `tables` says; only differences are written.
+    ///
+    /// # Errors
+    /// No room for the slots (nothing is changed then), or the kernel refuses a VIP (what was done stands and is
+    /// completed by the next call).
+    pub fn apply(&mut self, tables: &Tables) -> Result<Applied> {
+        let mut done = Applied::default();
+        let placed = self.place(tables)?;
+        self.apply_forwarding(tables, &mut done);
+        self.apply_services(tables, &placed, &mut done);
+        self.apply_vips(tables, &mut done)?;
+        self.apply_filter(tables, &mut done);
+        self.forget_removed(tables, &mut done)?;
+        self.applied = tables.clone();
+        Ok(done)
+    }
+
+    /// Writes new tables to free slots, where nobody looks yet; gives where each stands.
+    fn place(&mut self, tables: &Tables) -> Result<BTreeMap<u32, u32>> {
+        let now = Instant::now();
+        let mut placed = BTreeMap::new();
+        for (id, slots) in &tables.slots {
+            if slots.is_empty() || self.applied.slots.get(id) == Some(slots) {
+                continue;
+            }
+            let size = slots.len() as u32;
+            let Some(base) = self.slots.take(size, now) else {
+                for (id, base) in &placed {
+                    self.slots.give(*base, tables.slots[id].len() as u32, now);
+                }
+                return Err(Error::failed(format!("no room for a table of {size} slots"))
+                    .hint("fewer services, or fewer backends in the largest"));
+            };
+            for (slot, backend) in (base..).zip(slots) {
+                self.table_slots.write(slot, *backend);
+            }
+            placed.insert(*id, base);
+        }
+        Ok(placed)
+    }
+
+    fn apply_forwarding(&mut self, tables: &Tables, done: &mut Applied) {
+        for (index, address) in (0..).zip(&tables.snat) {
+            done.writes += write(&self.snat, index, *address);
+        }
+        for (index, port) in (0..).zip(&tables.nat_ports) {
+            done.writes += write(&self.nat_ports, index, *port);
+        }
+        let wildcard = u32::from(tables.wildcard);
+        let settings = self.settings.read(0);
+        let wanted = maps::Settings { nat_ports: tables.nat_ports.len() as u32, wildcard_vips: wildcard, ..settings };
+        done.writes += write(&self.settings, 0, wanted);
+        for (index, hop) in (1..).zip(&tables.next_hops) {
+            done.writes += write(&self.next_hops, index, *hop);
+        }
+        for (id, backend) in &tables.backends {
+            done.writes += write(&self.backends, *id, *backend);
+        }
+    }
+
+    fn apply_services(&mut self, tables: &Tables, placed: &BTreeMap<u32, u32>, done: &mut Applied) {
+        for (id, service) in &tables.services {
+            let standing = self.services.read(*id);
+            let slots = tables.slots.get(id).map_or(0, |slots| slots.len() as u32);
+            let table = match placed.get(id) {
+                Some(base) => Service::table_word(*base, slots),
+                None if slots == 0 => 0,
+                None => standing.table,
+            };
+            // What the data path reads first on a miss changes last, in one store; its own fields are left alone.
+            let wanted = Service { table: standing.table, turn: standing.turn, ..*service };
+            done.writes += write(&self.services, *id, wanted);
+            if table != standing.table {
+                self.services.write_word(*id, offset_of!(Service, table), table);
+                self.slots.give(standing.table as u32, (standing.table >> 32) as u32, Instant::now());
+                done.writes += 1;
+            }
+        }
+    }
+
+    fn apply_vips(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {
+        for (key, vip) in &tables.vips4 {
+            if self.applied.vips4.get(key) != Some(vip) {
+                self.vips4.insert(Plain(*key), Plain(*vip), 0).context("write the map 'vips4'")?;
+                done.writes += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_filter(&mut self, tables: &Tables, done: &mut Applied) {
+        let mut addresses = vec![0u64; maps::BITMAP_WORDS as usize];
+        for address in &tables.filter {
+            let bit = match address {
+                IpAddr::V4(v4) => maps::filter_bit(lb_common::Be32::new(v4.to_bits())),
+                IpAddr::V6(v6) => {
+                    let word = |at: usize| lb_common::Be32::new((v6.to_bits() >> (96 - 32 * at)) as u32);
+                    maps::filter_bit6([word(0), word(1), word(2), word(3)])
+                }
+            };
+            addresses[(bit >> 6) as usize] |= 1 << (bit & 63);
+        }
+        let mut ports = vec![if tables.wildcard { u64::MAX } else { 0 }; maps::BITMAP_WORDS as usize];
+        for port in tables.vip_ports.iter().chain(&tables.nat_ports) {
+            ports[usize::from(*port >> 6)] |= 1 << (port & 63);
+        }
+        for (index, (addresses, ports)) in (0..).zip(addresses.into_iter().zip(ports)) {
+            done.writes += write(&self.filter, index, addresses) + write(&self.ports, index, ports);
+        }
+    }
+
+    /// Takes away what is no longer wanted; the filter has forgotten it already.
+    fn forget_removed(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {
+        let gone: Vec<_> = self.applied.vips4.keys().filter(|key| !tables.vips4.contains_key(key)).copied().collect();
+        for key in gone {
+            match self.vips4.remove(&Plain(key)) {
+                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => done.writes += 1,
+                Err(error) => return Err(Error::failed(format!("remove from the map 'vips4': {error}"))),
+            }
+        }
+        for id in self.applied.services.keys().filter(|id| !tables.services.contains_key(id)) {
+            let standing = self.services.read(*id);
+            self.services.write_word(*id, offset_of!(Service, table), 0);
+            self.services.write(*id, Service::default());
+            self.slots.give(standing.table as u32, (standing.table >> 32) as u32, Instant::now());
+            done.writes += 1;
+        }
+        for id in self.applied.backends.keys().filter(|id| !tables.backends.contains_key(id)) {
+            self.backends.write(*id, maps::Backend::default());
+            let zeros = vec![Plain(maps::Traffic::default()); aya::util::nr_cpus().unwrap_or(1)];
+            let zeros = aya::maps::PerCpuValues::try_from(zeros).context("zero the counters of a backend")?;
+            self.traffic.set(*id, zeros, 0).context("zero the counters of a backend")?;
+            done.writes += 1;
+        }
+        Ok(())
+    }
+
+    /// The tables that an adopted data plane stands for; what cannot be read back is written anew by the first `apply`.
+    pub(super) fn standing(&self, recovered: Recovered) -> Tables {
+        let slots = recovered.services.iter().map(|(id, service)| {
+            let (base, size) = (service.table as u32, (service.table >> 32) as u32);
+            (*id, (base..base + size).map(|slot| self.table_slots.read(slot)).collect())
+        });
+        Tables {
+            slots: slots.collect(),
+            vips4: recovered.vips4,
+            services: recovered.services,
+            backends: recovered.backends,
+            ..Tables::default()
+        }
+    }
+}
+
+/// Writes an element if something else stands there; 1 if it was written.
+fn write<T: Copy + PartialEq>(map: &super::mapped::Mapped<T>, index: u32, value: T) -> usize {
+    if map.read(index) == value {
+        return 0;
+    }
+    map.write(index, value);
+    1
+}

@@ -1,0 +1,226 @@
+//! Loading a fresh data plane, and adopting a pinned one.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, PerCpuArray},
+};
+use lb_common::{
+    LAYOUT_VERSION,
+    flow::{Bucket, Flow4, Flow6},
+    maps::{self, name},
+};
+
+use super::{DataPlane, FlowTable, OBJECT, mapped::Mapped, pins, slots::Slots};
+use crate::{Error, Result, error::Context as _, reconcile::Tables};
+
+/// How to load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Directory of the pins, on a BPF file system.
+    pub bpffs: PathBuf,
+    /// Size of the flow table; an adopted one keeps its own.
+    pub max_flows: u32,
+    /// Level of the data path's log (0 = off, 1 = error .. 5 = trace).
+    pub log_level: u8,
+}
+
+/// Largest flow table.
+pub const MOST_FLOWS: u32 = lb_common::flow::entry::MAX_RECORDS;
+
+impl DataPlane {
+    /// Makes fresh maps, loads the program, pins everything. What an interrupted start left behind is removed first.
+    pub fn load(options: &LoadOptions) -> Result<Self> {
+        if options.max_flows < 64 || options.max_flows > MOST_FLOWS {
+            return Err(Error::usage(format!("--max-flows {}: out of range", options.max_flows))
+                .hint(format!("64 to {MOST_FLOWS}")));
+        }
+        if pins::directory(&options.bpffs).exists() {
+            pins::remove(&options.bpffs)?;
+        }
+        let directory = pins::prepare(&options.bpffs)?;
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).context("draw a hash seed")?;
+        let settings = maps::Settings {
+            hash_seed: u64::from_ne_bytes(seed),
+            layout: LAYOUT_VERSION,
+            max_flows: options.max_flows,
+            max_flows6: 1,
+            ..maps::Settings::default()
+        };
+        let mut plane = Self::start(&directory, &settings, options.log_level).inspect_err(|_| {
+            // Half a data plane is no use to anyone; the first error is the one to report.
+            let _ = pins::remove(&options.bpffs);
+        })?;
+        plane.settings.write(0, settings);
+        plane.pin_program()?;
+        Ok(plane)
+    }
+
+    /// Takes over a pinned data plane with its flows, tables and settings; the program is replaced in place, link by
+    /// link, by this binary's. Gives the interfaces whose links could not be taken over, with the reason.
+    pub fn adopt(options: &LoadOptions) -> Result<(Self, BTreeMap<String, String>)> {
+        let directory = pins::directory(&options.bpffs);
+        check_shapes(&directory)?;
+        let settings = Mapped::<maps::Settings>::new(name::SETTINGS, &pinned(&directory, name::SETTINGS)?)?.read(0);
+        if settings.layout != LAYOUT_VERSION {
+            return Err(mismatch(name::SETTINGS, &format!("layout {}", settings.layout), &LAYOUT_VERSION.to_string()));
+        }
+        let mut plane = Self::start(&directory, &settings, options.log_level)?;
+        let mut lost = BTreeMap::new();
+        for interface in pins::links(&options.bpffs) {
+            if let Err(error) = plane.take_over(&interface) {
+                lost.insert(interface, error.message);
+            }
+        }
+        plane.pin_program()?;
+        let recovered = plane.recover();
+        plane.slots = Slots::new(
+            maps::TABLE_SLOTS,
+            recovered.services.values().map(|service| (service.table as u32, (service.table >> 32) as u32)),
+        );
+        plane.applied = plane.standing(recovered);
+        Ok((plane, lost))
+    }
+
+    /// Loads the object against the maps pinned in `directory`, making those that are missing.
+    fn start(directory: &Path, settings: &maps::Settings, log_level: u8) -> Result<Self> {
+        let paths: Vec<_> = name::PINNED.iter().map(|name| (*name, directory.join(name))).collect();
+        let buckets = maps::buckets_for(settings.max_flows);
+        let mask = buckets - 1;
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries(name::FLOWS4, settings.max_flows)
+            .map_max_entries(name::INDEX4, buckets)
+            .override_global("HASH_SEED", &settings.hash_seed, true)
+            .override_global("MAX_FLOWS", &settings.max_flows, true)
+            .override_global("INDEX_MASK", &mask, true)
+            .override_global(aya_log::LEVEL, &log_level, false);
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path);
+        }
+        let mut object = loader.load(OBJECT).context("load the data path")?;
+        super::xdp_mut(&mut object)?.load().map_err(|error| explain_load(&error))?;
+        Self::open(directory, object)
+    }
+
+    fn open(directory: &Path, mut object: Ebpf) -> Result<Self> {
+        let backends: Mapped<maps::Backend> = mapped(&mut object, name::BACKENDS)?;
+        let services: Mapped<maps::Service> = mapped(&mut object, name::SERVICES)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            settings: mapped(&mut object, name::SETTINGS)?,
+            interfaces: mapped(&mut object, name::INTERFACES)?,
+            filter: mapped(&mut object, name::FILTER)?,
+            ports: mapped(&mut object, name::PORTS)?,
+            vips4: HashMap::try_from(take(&mut object, name::VIPS4)?).context("open the map 'vips4'")?,
+            services,
+            table_slots: mapped(&mut object, name::TABLES)?,
+            next_hops: mapped(&mut object, name::NEXT_HOPS)?,
+            nat_ports: mapped(&mut object, name::NAT_PORTS)?,
+            snat: mapped(&mut object, name::SNAT)?,
+            flows: FlowTable { records: mapped(&mut object, name::FLOWS4)?, backends: backends.clone() },
+            backends,
+            reasons: PerCpuArray::try_from(take(&mut object, name::REASONS)?).context("open the map 'reasons'")?,
+            traffic: PerCpuArray::try_from(take(&mut object, name::TRAFFIC)?).context("open the map 'traffic'")?,
+            refusals: PerCpuArray::try_from(take(&mut object, name::REFUSALS)?).context("open the map 'refusals'")?,
+            slots: Slots::new(maps::TABLE_SLOTS, []),
+            applied: Tables::default(),
+            object,
+        })
+    }
+}
+
+/// What a refusal to load means.
+fn explain_load(error: &aya::programs::ProgramError) -> Error {
+    use aya::programs::ProgramError;
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").to_owned();
+            let hint = match io_error.raw_os_error() {
+                Some(libc::EPERM) => "lb needs root, or CAP_BPF and CAP_NET_ADMIN".to_owned(),
+                _ => format!("Linux 6.1 or newer is needed; the verifier's last word: {last}"),
+            };
+            Error::failed(format!("load the data path: {io_error}")).hint(hint)
+        }
+        other => Error::failed(format!("load the data path: {other}")),
+    }
+}
+
+impl DataPlane {
+    /// Pins the program in place of another, without a moment in which there is none.
+    fn pin_program(&mut self) -> Result<()> {
+        let (new, path) = (self.directory.join("prog.new"), self.directory.join(pins::PROGRAM));
+        if new.exists() {
+            fs::remove_file(&new).context(format!("remove {}", new.display()))?;
+        }
+        self.xdp_mut()?.pin(&new).context("pin the program")?;
+        fs::rename(&new, &path).context(format!("rename {} to {}", new.display(), path.display()))
+    }
+}
+
+fn take(object: &mut Ebpf, name: &str) -> Result<Map> {
+    object.take_map(name).ok_or_else(|| Error::failed(format!("the data path has no map '{name}'")))
+}
+
+fn mapped<T: Copy>(object: &mut Ebpf, name: &str) -> Result<Mapped<T>> {
+    match take(object, name)? {
+        Map::Array(data) => Mapped::new(name, &data),
+        _ => Err(Error::failed(format!("map '{name}' is not an array"))),
+    }
+}
+
+fn pinned(directory: &Path, name: &str) -> Result<MapData> {
+    let path = directory.join(name);
+    MapData::from_pin(&path).context(format!("open the pinned map {}", path.display()))
+}
+
+fn mismatch(name: &str, found: &str, wanted: &str) -> Error {
+    Error::failed(format!("pinned map '{name}' has another shape: {found} instead of {wanted}"))
+        .hint("`sudo lb detach` removes the pinned data plane (its flows end)")
+}
+
+/// Keys and values of the pinned maps, in bytes: a map of another shape is never reused.
+const SHAPES: [(&str, usize, usize); 22] = [
+    (name::SETTINGS, 4, size_of::<maps::Settings>()),
+    (name::INTERFACES, 4, size_of::<maps::Interface>()),
+    (name::FILTER, 4, 8),
+    (name::PORTS, 4, 8),
+    (name::VIPS4, size_of::<maps::Vip4Key>(), size_of::<maps::Vip>()),
+    (name::VIPS6, size_of::<maps::Vip6Key>(), size_of::<maps::Vip>()),
+    (name::SERVICES, 4, size_of::<maps::Service>()),
+    (name::TABLES, 4, 4),
+    (name::BACKENDS, 4, size_of::<maps::Backend>()),
+    (name::NEXT_HOPS, 4, size_of::<maps::NextHop>()),
+    (name::NAT_PORTS, 4, 2),
+    (name::SNAT, 4, 16),
+    (name::FLOWS4, 4, size_of::<Flow4>()),
+    (name::INDEX4, 4, size_of::<Bucket>()),
+    (name::FLOWS6, 4, size_of::<Flow6>()),
+    (name::INDEX6, 4, size_of::<Bucket>()),
+    (name::REASONS, 4, 8),
+    (name::TRAFFIC, 4, size_of::<maps::Traffic>()),
+    (name::REFUSALS, 4, size_of::<maps::Refusals>()),
+    (name::CURSOR, 4, size_of::<maps::Cursor>()),
+    (name::PORT_CURSOR, 4, size_of::<maps::PortCursor>()),
+    (name::ICMP_TOKENS, 4, size_of::<maps::Bucket>()),
+];
+
+/// Compares every pinned map's shape with what this binary expects.
+fn check_shapes(directory: &Path) -> Result<()> {
+    for (name, key, value) in SHAPES {
+        let info = pinned(directory, name)?.info().map_err(|error| super::map_error(name, error))?;
+        let found = (info.key_size() as usize, info.value_size() as usize);
+        if found != (key, value) {
+            let words = |(key, value)| format!("keys of {key} and values of {value} bytes");
+            return Err(mismatch(name, &words(found), &words((key, value))));
+        }
+    }
+    Ok(())
+}

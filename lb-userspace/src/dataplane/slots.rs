@@ -1,0 +1,102 @@
+//! Which part of the map `tables` belongs to which service.
+//!
+//! A new table goes where nothing stands, then one store in the service's record makes it visible. The place of the
+//! old one rests for a while, because a packet may just be reading it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// How long a freed region rests; a packet takes microseconds.
+const REST: Duration = Duration::from_millis(100);
+
+/// The map's regions.
+#[derive(Debug)]
+pub struct Slots {
+    /// Free regions: first slot to number of slots; neighbours are joined.
+    free: BTreeMap<u32, u32>,
+    /// Freed a moment ago.
+    resting: Vec<(Instant, u32, u32)>,
+}
+
+impl Slots {
+    /// All of `length` slots free but the regions `used` (first slot, number of slots).
+    pub fn new(length: u32, used: impl IntoIterator<Item = (u32, u32)>) -> Self {
+        let mut used: Vec<_> = used.into_iter().filter(|(_, size)| *size > 0).collect();
+        used.sort_unstable();
+        let (mut free, mut from) = (BTreeMap::new(), 0);
+        for (base, size) in used {
+            if base > from {
+                free.insert(from, base - from);
+            }
+            from = from.max(base + size);
+        }
+        if from < length {
+            free.insert(from, length - from);
+        }
+        Self { free, resting: Vec::new() }
+    }
+
+    /// A region of `size` slots; `None` when there is none.
+    pub fn take(&mut self, size: u32, now: Instant) -> Option<u32> {
+        self.wake(now);
+        let (base, room) = self.free.iter().find(|(_, room)| **room >= size).map(|(base, room)| (*base, *room))?;
+        self.free.remove(&base);
+        if room > size {
+            self.free.insert(base + size, room - size);
+        }
+        Some(base)
+    }
+
+    /// Gives a region back.
+    pub fn give(&mut self, base: u32, size: u32, now: Instant) {
+        if size > 0 {
+            self.resting.push((now + REST, base, size));
+        }
+    }
+
+    fn wake(&mut self, now: Instant) {
+        let (rested, resting) = self.resting.drain(..).partition(|(until, ..)| *until <= now);
+        self.resting = resting;
+        let rested: Vec<(Instant, u32, u32)> = rested;
+        for (_, mut base, mut size) in rested {
+            if let Some((before, room)) = self.free.range(..base).next_back().map(|(b, r)| (*b, *r)) {
+                if before + room == base {
+                    self.free.remove(&before);
+                    (base, size) = (before, room + size);
+                }
+            }
+            if let Some(room) = self.free.remove(&(base + size)) {
+                size += room;
+            }
+            self.free.insert(base, size);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_region_rests_and_joins_its_neighbours() {
+        let start = Instant::now();
+        let mut slots = Slots::new(100, []);
+        let (a, b) = (slots.take(40, start).unwrap(), slots.take(60, start).unwrap());
+        assert_eq!((a, b), (0, 40));
+        slots.give(a, 40, start);
+        slots.give(b, 60, start);
+        assert_eq!(slots.take(10, start), None, "both still rest");
+        assert_eq!(slots.take(100, start + REST), Some(0), "joined");
+    }
+
+    #[test]
+    fn adoption_leaves_used_regions_alone() {
+        let now = Instant::now();
+        let mut slots = Slots::new(100, [(50, 10), (0, 20), (90, 0)]);
+        assert_eq!(slots.take(30, now), Some(20));
+        assert_eq!(slots.take(40, now), Some(60));
+        assert_eq!(slots.take(1, now), None);
+    }
+}
