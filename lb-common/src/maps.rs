@@ -21,7 +21,7 @@ pub mod name {
     pub const VIPS6: &str = "vips6";
     /// Array of [`super::Service`].
     pub const SERVICES: &str = "services";
-    /// Array of `u32`: scheduler tables of all services, backend identities.
+    /// Array of `[u32; 2]`: scheduler tables of all services, backend identities, two slots to an element.
     pub const TABLES: &str = "tables";
     /// Array of [`super::Backend`].
     pub const BACKENDS: &str = "backends";
@@ -94,7 +94,7 @@ pub const NEXT_HOPS: u32 = 4_096;
 pub const SNAT: u32 = 4_096;
 /// Elements of `nat_ports`.
 pub const NAT_PORTS: u32 = 65_536;
-/// Elements of `tables`: room for 10 000 services of 1 009 slots and a change of each in flight.
+/// Slots in `tables` (two to an element): room for 10 000 services of 1 009 slots and a change of each in flight.
 pub const TABLE_SLOTS: u32 = 12 << 20;
 /// `u64` words of `filter` and of `ports`.
 pub const BITMAP_WORDS: u32 = 1_024;

@@ -34,7 +34,7 @@ pub static vips6: HashMap<contract::Vip6Key, contract::Vip> = HashMap::with_max_
 #[map]
 pub static services: Array<contract::Service> = Array::with_max_entries(contract::SERVICES, MAPPED);
 #[map]
-pub static tables: Array<u32> = Array::with_max_entries(contract::TABLE_SLOTS, MAPPED);
+pub static tables: Array<[u32; 2]> = Array::with_max_entries(contract::TABLE_SLOTS / 2, MAPPED);
 #[map]
 pub static backends: Array<contract::Backend> = Array::with_max_entries(contract::BACKENDS, MAPPED);
 #[map]

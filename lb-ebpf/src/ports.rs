@@ -7,7 +7,7 @@
 
 use lb_common::{
     Be16, Be32,
-    flow::{NO_SLOT, Tuple4, state},
+    flow::{Tuple4, state},
     hash::below,
 };
 
@@ -56,9 +56,10 @@ impl Search {
         };
         self.tuple.destination = address[0];
         self.tuple.destination_port = Be16::new(*port);
-        let (class, idle, holder) = match table::holder(&raw const self.tuple) {
-            NO_SLOT => (FREE, 0, 0),
-            record => held(record, self.now),
+        let words = self.tuple.words();
+        let (class, idle, holder) = match table::find(words, maps::seeded().hash(words)) {
+            None => (FREE, 0, 0),
+            Some(found) => held(found.record, self.now),
         };
         if class < self.class || (class == self.class && class != NONE && idle > self.idle) {
             self.best = self.tuple;

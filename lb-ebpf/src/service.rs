@@ -87,5 +87,8 @@ fn select(service: &Service, tuple: &Tuple4) -> Option<u32> {
     }
     let ports = u64::from(tuple.source_port.get()) | u64::from(tuple.protocol) << 16;
     let slot = hash::below(hash::select(u64::from(tuple.source.get()), ports), size);
-    maps::tables.get(base.wrapping_add(slot)).copied().filter(|backend| *backend != 0)
+    let slot = base.wrapping_add(slot);
+    let [even, odd] = *maps::tables.get(slot / 2)?;
+    let backend = if slot % 2 == 0 { even } else { odd };
+    (backend != 0).then_some(backend)
 }

@@ -46,16 +46,6 @@ pub fn find(words: [u64; 2], hash: u64) -> Option<Found> {
     search(maps::index4.get(second)?, words, hash, u32::MAX)
 }
 
-/// The record of the flow whose packets carry this tuple, or [`NO_SLOT`]; for where speed matters less than size.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn holder(tuple: *const Tuple4) -> u32 {
-    // SAFETY: null or a tuple; the verifier checks both this function and its callers.
-    let Some(tuple) = (unsafe { tuple.as_ref() }) else { return NO_SLOT };
-    let words = tuple.words();
-    find(words, maps::seeded().hash(words)).map_or(NO_SLOT, |found| found.record)
-}
-
 /// Whether a record other than `mine` carries this tuple.
 #[inline(always)]
 fn twin(words: [u64; 2], hash: u64, mine: u32) -> bool {

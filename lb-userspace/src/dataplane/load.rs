@@ -120,7 +120,7 @@ impl DataPlane {
             ports: mapped(&mut object, name::PORTS)?,
             vips4: HashMap::try_from(take(&mut object, name::VIPS4)?).context("open the map 'vips4'")?,
             services,
-            table_slots: mapped(&mut object, name::TABLES)?,
+            table_slots: Mapped::packed(name::TABLES, &array(&mut object, name::TABLES)?)?,
             next_hops: mapped(&mut object, name::NEXT_HOPS)?,
             nat_ports: mapped(&mut object, name::NAT_PORTS)?,
             snat: mapped(&mut object, name::SNAT)?,
@@ -154,9 +154,10 @@ fn explain_load(error: &aya::programs::ProgramError) -> Error {
 }
 
 impl DataPlane {
-    /// Pins the program in place of another, without a moment in which there is none.
+    /// Pins the program in place of another, without a moment in which there is none. (BPF file systems take no dots
+    /// in names.)
     fn pin_program(&mut self) -> Result<()> {
-        let (new, path) = (self.directory.join("prog.new"), self.directory.join(pins::PROGRAM));
+        let (new, path) = (self.directory.join("prog-new"), self.directory.join(pins::PROGRAM));
         if new.exists() {
             fs::remove_file(&new).context(format!("remove {}", new.display()))?;
         }
@@ -170,8 +171,12 @@ fn take(object: &mut Ebpf, name: &str) -> Result<Map> {
 }
 
 fn mapped<T: Copy>(object: &mut Ebpf, name: &str) -> Result<Mapped<T>> {
+    Mapped::new(name, &array(object, name)?)
+}
+
+fn array(object: &mut Ebpf, name: &str) -> Result<MapData> {
     match take(object, name)? {
-        Map::Array(data) => Mapped::new(name, &data),
+        Map::Array(data) => Ok(data),
         _ => Err(Error::failed(format!("map '{name}' is not an array"))),
     }
 }
@@ -195,7 +200,7 @@ const SHAPES: [(&str, usize, usize); 22] = [
     (name::VIPS4, size_of::<maps::Vip4Key>(), size_of::<maps::Vip>()),
     (name::VIPS6, size_of::<maps::Vip6Key>(), size_of::<maps::Vip>()),
     (name::SERVICES, 4, size_of::<maps::Service>()),
-    (name::TABLES, 4, 4),
+    (name::TABLES, 4, 8),
     (name::BACKENDS, 4, size_of::<maps::Backend>()),
     (name::NEXT_HOPS, 4, size_of::<maps::NextHop>()),
     (name::NAT_PORTS, 4, 2),

@@ -19,35 +19,47 @@ use crate::Result;
 pub struct Mapped<T> {
     memory: Arc<MmapRaw>,
     length: u32,
+    stride: usize,
     of: PhantomData<T>,
 }
 
 impl<T> Clone for Mapped<T> {
     fn clone(&self) -> Self {
-        Self { memory: Arc::clone(&self.memory), length: self.length, of: PhantomData }
+        Self { memory: Arc::clone(&self.memory), length: self.length, stride: self.stride, of: PhantomData }
     }
 }
 
 impl<T: Copy> Mapped<T> {
-    /// Maps an array.
+    /// Maps an array whose elements are each a `T`.
     ///
     /// # Errors
     /// Its elements are not the size of a `T`, or the kernel refuses.
     pub fn new(name: &str, map: &MapData) -> Result<Self> {
-        let info = map.info().map_err(|error| map_error(name, error))?;
-        let (length, element) = (info.max_entries(), info.value_size());
-        if element as usize != size_of::<T>() {
-            return Err(map_error(name, format!("elements of {element} bytes, not {}", size_of::<T>())));
-        }
-        let memory = MmapOptions::new()
-            .len(length as usize * Self::STRIDE)
-            .map_raw(map.fd().as_fd().as_raw_fd())
-            .map_err(|error| map_error(name, format!("map it into memory: {error}")))?;
-        Ok(Self { memory: Arc::new(memory), length, of: PhantomData })
+        // The kernel rounds the distance of elements up to eight bytes.
+        Self::map(name, map, 1, size_of::<T>().next_multiple_of(8))
     }
 
-    /// Elements stand eight bytes apart at least: the kernel rounds up.
-    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
+    /// Maps an array whose elements are eight bytes full of `T`; it is then read and written as an array of `T`.
+    ///
+    /// # Errors
+    /// As [`Mapped::new`].
+    pub fn packed(name: &str, map: &MapData) -> Result<Self> {
+        Self::map(name, map, 8 / size_of::<T>(), size_of::<T>())
+    }
+
+    fn map(name: &str, map: &MapData, per_element: usize, stride: usize) -> Result<Self> {
+        let info = map.info().map_err(|error| map_error(name, error))?;
+        let (elements, element) = (info.max_entries(), info.value_size() as usize);
+        if element != size_of::<T>() * per_element {
+            return Err(map_error(name, format!("elements of {element} bytes, not {}", size_of::<T>() * per_element)));
+        }
+        let length = elements * per_element as u32;
+        let memory = MmapOptions::new()
+            .len(length as usize * stride)
+            .map_raw(map.fd().as_fd().as_raw_fd())
+            .map_err(|error| map_error(name, format!("map it into memory: {error}")))?;
+        Ok(Self { memory: Arc::new(memory), length, stride, of: PhantomData })
+    }
 
     /// Number of elements.
     pub fn length(&self) -> u32 {
@@ -56,12 +68,12 @@ impl<T: Copy> Mapped<T> {
 
     fn place(&self, index: u32) -> *mut T {
         assert!(index < self.length, "index {index} of an array of {}", self.length);
-        self.memory.as_mut_ptr().wrapping_add(index as usize * Self::STRIDE).cast()
+        self.memory.as_mut_ptr().wrapping_add(index as usize * self.stride).cast()
     }
 
     /// Reads an element; the data path may be writing it at the same time.
     pub fn read(&self, index: u32) -> T {
-        // SAFETY: inside the mapping (asserted by `place`), aligned to eight like every element, and a `T` is valid for
+        // SAFETY: inside the mapping (asserted by `place`), aligned like every element, and a `T` is valid for
         // every bit pattern.
         unsafe { self.place(index).read_volatile() }
     }
@@ -74,7 +86,7 @@ impl<T: Copy> Mapped<T> {
 
     /// Writes the aligned 64-bit word at a byte offset of an element, in one store.
     pub fn write_word(&self, index: u32, offset: usize, word: u64) {
-        assert!(offset % 8 == 0 && offset + 8 <= Self::STRIDE, "word at offset {offset}");
+        assert!(offset % 8 == 0 && offset + 8 <= self.stride, "word at offset {offset}");
         let place = self.place(index).cast::<u8>().wrapping_add(offset).cast::<u64>();
         // SAFETY: inside the element, and aligned (both asserted).
         unsafe { std::sync::atomic::AtomicU64::from_ptr(place).store(word, std::sync::atomic::Ordering::Release) }

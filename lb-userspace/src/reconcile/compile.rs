@@ -1,10 +1,312 @@
-//! compile
+//! The pure function from what is wanted and what is seen to what stands in the maps.
 
-use super::{Observed, Tables};
-use crate::state::Desired;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
-/// Compiles.
+use lb_common::{
+    Be16, Be32, clock,
+    flow::Idle,
+    hash,
+    maps::{self, backend_flag, mode, on_empty, scheduler, vip_flag},
+};
+
+use super::{BackendKey, Observed, Tables, Usable, usable};
+use crate::{
+    maglev::{self, Candidate},
+    state::{Admin, BackendSpec, Desired, Health, Mode, OnDown, OnEmpty, Probe, Scheduler, ServiceSpec},
+};
+
+/// Idle timeouts (product.md; RFC 5382 for TCP, RFC 4787 for UDP).
+const SYN: Duration = Duration::from_secs(60);
+const ESTABLISHED: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
+const HALF_CLOSED: Duration = Duration::from_secs(5 * 60);
+const CLOSED: Duration = Duration::from_secs(30);
+const UDP: Duration = Duration::from_secs(2 * 60);
+/// Lowest port for NAT unless said otherwise.
+const LOWEST_PORT: u16 = 1024;
+
+/// Compiles; the same inputs give the same tables.
 #[must_use]
-pub fn compile(_desired: &Desired, _observed: &Observed) -> Tables {
-    Tables::default()
+pub fn compile(desired: &Desired, observed: &Observed) -> Tables {
+    let mut tables = Tables::default();
+    assign_ids(desired, observed, &mut tables);
+    for service in desired.services.values() {
+        compile_service(desired, observed, service, &mut tables);
+    }
+    for (key, lingering) in &observed.lingering {
+        if let Some(id) = observed.backend_ids.get(key).filter(|id| !tables.backends.contains_key(id)) {
+            linger(*id, &lingering.value, lingering.reset, key, observed, &mut tables);
+        }
+    }
+    compile_addresses(desired, observed, &mut tables);
+    compile_ports(desired, observed, &mut tables);
+    tables
+}
+
+/// Everybody keeps the identity that they have; new ones get the lowest that is free.
+fn assign_ids(desired: &Desired, observed: &Observed, tables: &mut Tables) {
+    let mut taken: BTreeSet<u32> = observed.service_ids.values().copied().collect();
+    for name in desired.services.keys() {
+        let id = observed.service_ids.get(name).copied().unwrap_or_else(|| lowest_free(&mut taken));
+        tables.service_ids.insert(name.clone(), id);
+    }
+    let mut taken: BTreeSet<u32> = observed.backend_ids.values().copied().collect();
+    for service in desired.services.values() {
+        for backend in &service.backends {
+            let key = BackendKey { service: service.name.clone(), address: backend.address };
+            let id = observed.backend_ids.get(&key).copied().unwrap_or_else(|| lowest_free(&mut taken));
+            tables.backend_ids.insert(key, id);
+        }
+    }
+    for key in observed.lingering.keys() {
+        if let Some(id) = observed.backend_ids.get(key) {
+            tables.backend_ids.entry(key.clone()).or_insert(*id);
+        }
+    }
+}
+
+fn lowest_free(taken: &mut BTreeSet<u32>) -> u32 {
+    let mut id = 1;
+    for used in taken.iter() {
+        if *used != id {
+            break;
+        }
+        id += 1;
+    }
+    taken.insert(id);
+    id
+}
+
+fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec, tables: &mut Tables) {
+    let id = tables.service_ids[&service.name];
+    let key = |address| BackendKey { service: service.name.clone(), address };
+    let takers = usable(service, |address| observed.verdicts.get(&key(address)).copied());
+    let policy = match (&takers, service.on_empty) {
+        (Usable::Unchecked, _) => on_empty::UNCHECKED,
+        (_, OnEmpty::Reject) => on_empty::REJECT,
+        (_, OnEmpty::Drop) => on_empty::DROP,
+    };
+    let takers = match takers {
+        Usable::Set(set) => set,
+        Usable::Unchecked | Usable::Nobody => BTreeSet::new(),
+    };
+    tables.services.insert(
+        id,
+        maps::Service {
+            name_hash: hash::name(service.name.as_bytes()).max(1),
+            mode: mode_number(service.mode),
+            scheduler: scheduler_number(service.scheduler),
+            on_empty: policy,
+            affinity: service.affinity.map_or(0, |time| ticks(time)),
+            ..maps::Service::default()
+        },
+    );
+    let mut candidates = Vec::new();
+    for backend in &service.backends {
+        let backend_id = tables.backend_ids[&key(backend.address)];
+        let is_taker = takers.contains(&backend.address);
+        let verdict = observed.verdicts.get(&key(backend.address)).copied();
+        let health = match (&service.health.probe, verdict) {
+            (Probe::None, _) => Health::Up,
+            (_, Some(seen)) => seen.health,
+            (_, None) => Health::Unknown,
+        };
+        let value = maps::Backend {
+            flags: flags(service, backend, health, is_taker),
+            down_since: verdict.filter(|_| health == Health::Down).map_or(0, |seen| seen.since),
+            service: id,
+            protocol: 0,
+            ..place_backend(desired, observed, backend.address, tables)
+        };
+        tables.backends.insert(backend_id, value);
+        if is_taker {
+            candidates.push(Candidate { id: backend_id, address: backend.address, weight: backend.weight });
+        }
+    }
+    let slots = maglev::table(&candidates, maglev::size_for(service.backends.len()));
+    tables.fingerprints.insert(service.name.clone(), fingerprint(&slots, &candidates));
+    tables.slots.insert(id, slots);
+    tables.usable.insert(service.name.clone(), takers);
+}
+
+/// A backend's bits. One that takes new flows although it is down keeps its old ones too.
+fn flags(service: &ServiceSpec, backend: &BackendSpec, health: Health, is_taker: bool) -> u32 {
+    let mut flags = backend_flag::USED;
+    flags |= match health {
+        Health::Up => backend_flag::UP,
+        Health::Down => backend_flag::DOWN,
+        Health::Unknown => 0,
+    };
+    flags |= match backend.admin {
+        Admin::Ready => 0,
+        Admin::Drain => backend_flag::DRAIN,
+        Admin::Maint => backend_flag::MAINT | backend_flag::RESET | backend_flag::MOVE_UDP,
+    };
+    if health == Health::Down && !is_taker {
+        flags |= backend_flag::MOVE_UDP;
+        flags |= match service.on_down {
+            OnDown::Auto => backend_flag::RESET_SILENT,
+            OnDown::Reset => backend_flag::RESET,
+            OnDown::Keep => 0,
+        };
+    }
+    flags
+}
+
+/// What is the same for every backend at an address: next hop, addresses for NAT, timeouts.
+fn place_backend(desired: &Desired, observed: &Observed, address: SocketAddr, tables: &mut Tables) -> maps::Backend {
+    let hop = observed.next_hops.get(&address.ip()).filter(|hop| hop.ifindex != 0);
+    let next_hop = hop.map_or(0, |hop| next_hop_index(*hop, tables));
+    let (snat, snat_count) = snat_run(desired, observed, address.ip(), tables);
+    let (family, words) = words(address.ip());
+    maps::Backend {
+        next_hop,
+        snat,
+        snat_count,
+        port: Be16::new(address.port()),
+        address: words,
+        idle: Idle {
+            syn: ticks(SYN),
+            established: ticks(ESTABLISHED),
+            half_closed: ticks(HALF_CLOSED),
+            closed: ticks(CLOSED),
+            udp: ticks(UDP),
+        },
+        family,
+        ..maps::Backend::default()
+    }
+}
+
+fn next_hop_index(hop: maps::NextHop, tables: &mut Tables) -> u32 {
+    let position = tables.next_hops.iter().position(|known| *known == hop).unwrap_or_else(|| {
+        tables.next_hops.push(hop);
+        tables.next_hops.len() - 1
+    });
+    position as u32 + 1
+}
+
+/// Addresses that NAT uses towards a backend: the preferred source of its route, then `--snat`. Equal lists share a run.
+fn snat_run(desired: &Desired, observed: &Observed, backend: IpAddr, tables: &mut Tables) -> (u32, u16) {
+    let mut run: Vec<[Be32; 4]> = Vec::new();
+    let preferred = observed.sources.get(&backend);
+    for address in preferred.into_iter().chain(&desired.settings.snat).filter(|a| a.is_ipv4() == backend.is_ipv4()) {
+        let (_, words) = words(*address);
+        if !run.contains(&words) {
+            run.push(words);
+        }
+        tables.filter.insert(*address);
+    }
+    if run.is_empty() {
+        return (0, 0);
+    }
+    let known = tables.snat.windows(run.len()).position(|window| window == run);
+    let base = known.unwrap_or_else(|| {
+        tables.snat.extend_from_slice(&run);
+        tables.snat.len() - run.len()
+    });
+    (base as u32, run.len() as u16)
+}
+
+/// A removed backend whose flows go on: everything as it was, but for what must follow the network.
+fn linger(id: u32, value: &maps::Backend, reset: bool, key: &BackendKey, observed: &Observed, tables: &mut Tables) {
+    let hop = observed.next_hops.get(&key.address.ip()).filter(|hop| hop.ifindex != 0);
+    let next_hop = hop.map_or(0, |hop| next_hop_index(*hop, tables));
+    let mut flags = backend_flag::USED | backend_flag::REMOVED;
+    if reset {
+        flags |= backend_flag::RESET | backend_flag::MOVE_UDP;
+    }
+    if let Some(source) = observed.sources.get(&key.address.ip()) {
+        tables.filter.insert(*source);
+    }
+    tables.backends.insert(id, maps::Backend { flags, next_hop, ..*value });
+}
+
+/// VIPs and the entries that say what an address is.
+fn compile_addresses(desired: &Desired, observed: &Observed, tables: &mut Tables) {
+    let mut of_vips = BTreeSet::new();
+    for service in desired.services.values() {
+        for vip in &service.vips {
+            tables.wildcard |= vip.port == 0;
+            tables.vip_ports.insert(vip.port);
+            of_vips.insert(vip.address);
+            if let IpAddr::V4(address) = vip.address {
+                let value = maps::Vip { service: tables.service_ids[&service.name], flags: 0 };
+                tables.vips4.insert(vip_key(address, vip.port, vip.protocol.number()), value);
+            }
+        }
+    }
+    for vip in &observed.lingering_vips {
+        tables.vip_ports.insert(vip.port);
+        tables.wildcard |= vip.port == 0;
+        tables.filter.insert(vip.address);
+    }
+    tables.filter.extend(&of_vips);
+    for address in &tables.filter {
+        if let IpAddr::V4(v4) = address {
+            let vip = if of_vips.contains(address) { vip_flag::VIP } else { 0 };
+            let host = if observed.host_addresses.contains(address) { vip_flag::HOST } else { 0 };
+            tables.vips4.insert(vip_key(*v4, 0, 0), maps::Vip { service: 0, flags: vip | host });
+        }
+    }
+}
+
+fn vip_key(address: Ipv4Addr, port: u16, protocol: u8) -> maps::Vip4Key {
+    maps::Vip4Key { address: Be32::new(address.to_bits()), port: Be16::new(port), protocol, pad: 0 }
+}
+
+/// Ports for NAT: what was said, or everything from 1024 on but the host's own; never a VIP's.
+fn compile_ports(desired: &Desired, observed: &Observed, tables: &mut Tables) {
+    let (low, high) = desired.settings.snat_ports.unwrap_or((LOWEST_PORT, u16::MAX));
+    let explicit = desired.settings.snat_ports.is_some();
+    let reserved =
+        |port: u16| !explicit && observed.reserved_ports.iter().any(|(from, to)| (*from..=*to).contains(&port));
+    tables.nat_ports =
+        (low.max(1)..=high).filter(|port| !reserved(*port) && !tables.vip_ports.contains(port)).collect();
+}
+
+/// A table's hash over (address, port) in slot order: the same on every balancer that would choose alike.
+fn fingerprint(slots: &[u32], candidates: &[Candidate]) -> u64 {
+    let addresses: BTreeMap<u32, u64> = candidates
+        .iter()
+        .map(|candidate| (candidate.id, hash::name(candidate.address.to_string().as_bytes())))
+        .collect();
+    slots.iter().fold(slots.len() as u64, |sum, id| hash::mix(sum, addresses.get(id).copied().unwrap_or(0)))
+}
+
+/// Family and words of an address.
+fn words(address: IpAddr) -> (u8, [Be32; 4]) {
+    match address {
+        IpAddr::V4(v4) => (4, [Be32::new(v4.to_bits()), Be32(0), Be32(0), Be32(0)]),
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits();
+            (6, [96, 64, 32, 0].map(|shift: u32| Be32::new((bits >> shift) as u32)))
+        }
+    }
+}
+
+fn ticks(time: Duration) -> u32 {
+    clock::ticks_from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+const fn mode_number(word: Mode) -> u8 {
+    match word {
+        Mode::Nat => mode::NAT,
+        Mode::Dnat => mode::DNAT,
+        Mode::Dsr => mode::DSR,
+        Mode::Ipip => mode::IPIP,
+        Mode::Gue => mode::GUE,
+    }
+}
+
+const fn scheduler_number(word: Scheduler) -> u8 {
+    match word {
+        Scheduler::Maglev => scheduler::MAGLEV,
+        Scheduler::RoundRobin => scheduler::ROUND_ROBIN,
+        Scheduler::LeastConn => scheduler::LEAST_CONN,
+        Scheduler::SourceHash => scheduler::SOURCE_HASH,
+        Scheduler::Random => scheduler::RANDOM,
+    }
 }

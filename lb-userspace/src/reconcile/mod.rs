@@ -4,8 +4,10 @@
 //! [`Tables`] on every balancer. [`crate::dataplane`] applies the difference.
 
 mod compile;
+mod usable;
 
 pub use compile::compile;
+pub use usable::{Usable, usable};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,6 +34,8 @@ pub struct VerdictSeen {
     pub health: Health,
     /// Tick of the verdict ([`lb_common::clock`]); for `down`: when it fell.
     pub since: u32,
+    /// For `down`: the verdict before this one was `up`.
+    pub was_up: bool,
 }
 
 /// What is known of the world; everything that `compile` needs besides the desired state.

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Mode, OnDown, OnEmpty, OnExit, Scheduler, Source, Vip, XdpMode};
+use super::{Admin, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Vip, XdpMode};
 
 /// One server of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,4 +133,55 @@ pub struct Desired {
     pub settings: Settings,
     /// By name.
     pub services: BTreeMap<String, ServiceSpec>,
+}
+
+impl HealthCheck {
+    /// product.md's defaults: a TCP connect for TCP, nothing for UDP.
+    #[must_use]
+    pub const fn default_for(protocol: Protocol) -> Self {
+        let probe = match protocol {
+            Protocol::Tcp => Probe::Tcp,
+            Protocol::Udp => Probe::None,
+        };
+        Self { probe, interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3, port: None }
+    }
+}
+
+impl ServiceSpec {
+    /// A service of one VIP with product.md's defaults, no backends, and the VIP's text as its name.
+    #[must_use]
+    pub fn new(vip: Vip, source: Source) -> Self {
+        Self {
+            name: vip.to_string(),
+            vips: vec![vip],
+            mode: Mode::Nat,
+            scheduler: Scheduler::Maglev,
+            affinity: None,
+            health: HealthCheck::default_for(vip.protocol),
+            on_down: OnDown::Auto,
+            on_empty: OnEmpty::Reject,
+            source,
+            backends: Vec::new(),
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            xdp: XdpMode::Auto,
+            announce: None,
+            snat: Vec::new(),
+            snat_ports: None,
+            max_flows: lb_common::maps::DEFAULT_MAX_FLOWS,
+            on_exit: OnExit::Detach,
+        }
+    }
+}
+
+impl Default for Desired {
+    fn default() -> Self {
+        Self { generation: 0, settings: Settings::default(), services: BTreeMap::new() }
+    }
 }

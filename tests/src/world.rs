@@ -1,0 +1,205 @@
+//! A world of one balancer: the real program and maps, and tables compiled by the real control plane.
+//!
+//! Packets go through `BPF_PROG_TEST_RUN`, which runs the program as the driver would, but sends nothing. The
+//! interface is the loopback device's index, which every test run comes in by, and a second one that nothing ever
+//! leaves by.
+
+use std::{
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use lb_common::{maps, reason::Reason};
+use lb_userspace::{
+    dataplane::{self, DataPlane, Flow, LoadOptions, pins},
+    reconcile::{BackendKey, Observed, Tables, VerdictSeen, compile},
+    state::{Admin, BackendSpec, Desired, Health, ServiceSpec, Source},
+};
+
+use crate::packet::{BACKEND_MAC, LB_MAC, Packet, Seen, read};
+
+/// Interface that packets come in by.
+pub const INGRESS: u32 = 1;
+/// Another interface.
+pub const OTHER: u32 = 1_000_002;
+/// The balancer's own address, which NAT uses.
+pub const LB_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+/// Verdicts as XDP numbers them.
+pub const DROP: u32 = 1;
+/// See [`DROP`].
+pub const PASS: u32 = 2;
+/// See [`DROP`].
+pub const TX: u32 = 3;
+/// See [`DROP`].
+pub const REDIRECT: u32 = 4;
+
+/// See the module.
+pub struct World {
+    bpffs: PathBuf,
+    /// The data plane.
+    pub plane: DataPlane,
+    /// What is wanted; [`World::apply`] makes it so.
+    pub desired: Desired,
+    /// What is seen.
+    pub observed: Observed,
+    before: Vec<u64>,
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// XDP's verdict.
+    pub verdict: u32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// What it was counted under.
+    pub reason: Reason,
+}
+
+impl Outcome {
+    /// The packet, all checksums verified.
+    ///
+    /// # Panics
+    /// It is not sound.
+    #[must_use]
+    pub fn packet(&self) -> Seen {
+        match read(&self.frame) {
+            Ok(seen) => seen,
+            Err(error) => panic!("{error:#} in {:02x?} ({:?})", self.frame, self.reason),
+        }
+    }
+}
+
+impl World {
+    /// An empty world with room for `flows` flows.
+    pub fn new(flows: u32) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let bpffs = PathBuf::from(format!("/sys/fs/bpf/lb-test-{}-{number}", std::process::id()));
+        let options = LoadOptions { bpffs: bpffs.clone(), max_flows: flows, log_level: 0 };
+        let mut plane = DataPlane::load(&options)
+            .map_err(|error| anyhow::anyhow!("{error} ({})", error.hint.clone().unwrap_or_default()))
+            .context("these tests need root: they run a real XDP program")?;
+        let interface = |ifindex| maps::Interface { ifindex, flags: 0, mtu: 1500, mac: LB_MAC, virtual_mac: LB_MAC };
+        plane.set_interfaces(&[interface(INGRESS), interface(OTHER)])?;
+        let observed = Observed { host_addresses: [LB_ADDRESS].into(), ..Observed::default() };
+        let before = plane.counters()?.reasons;
+        Ok(Self { bpffs, plane, desired: Desired::default(), observed, before })
+    }
+
+    /// A world with one service whose backends are all up.
+    pub fn with(vip: &str, backends: &[&str]) -> Result<Self> {
+        let mut world = Self::new(4096)?;
+        world.service(vip, backends)?;
+        world.apply()?;
+        Ok(world)
+    }
+
+    /// Adds a service; its backends are up and reached by [`INGRESS`].
+    pub fn service(&mut self, vip: &str, backends: &[&str]) -> Result<&mut ServiceSpec> {
+        let mut service = ServiceSpec::new(vip.parse()?, Source::Cli);
+        let name = service.name.clone();
+        for text in backends {
+            let (address, weight) = lb_userspace::state::words::parse_backend(text)?;
+            service.backends.push(BackendSpec { address, weight, admin: Admin::Ready, source: Source::Cli });
+            self.verdict(&name, address, Health::Up);
+            self.reach(address.ip(), INGRESS, 1500);
+        }
+        Ok(self.desired.services.entry(name).or_insert(service))
+    }
+
+    /// The world's first service.
+    pub fn first(&mut self) -> &mut ServiceSpec {
+        self.desired.services.values_mut().next().unwrap_or_else(|| panic!("no service"))
+    }
+
+    /// Says how an address is reached.
+    pub fn reach(&mut self, address: IpAddr, ifindex: u32, mtu: u32) {
+        let mut ethernet = [0; 12];
+        ethernet[..6].copy_from_slice(&BACKEND_MAC);
+        ethernet[6..].copy_from_slice(&LB_MAC);
+        let hop = maps::NextHop { ethernet, ifindex, mtu, ..maps::NextHop::default() };
+        self.observed.next_hops.insert(address, hop);
+        self.observed.sources.insert(address, LB_ADDRESS);
+    }
+
+    /// A health check's verdict.
+    pub fn verdict(&mut self, service: &str, address: SocketAddr, health: Health) {
+        let key = BackendKey { service: service.to_owned(), address };
+        let was_up = self.observed.verdicts.get(&key).is_some_and(|seen| seen.health == Health::Up);
+        self.observed.verdicts.insert(key, VerdictSeen { health, since: dataplane::now(), was_up });
+    }
+
+    /// Makes the maps say what is wanted.
+    pub fn apply(&mut self) -> Result<Tables> {
+        let tables = compile(&self.desired, &self.observed);
+        self.plane.apply(&tables)?;
+        self.observed.backend_ids.clone_from(&tables.backend_ids);
+        self.observed.service_ids.clone_from(&tables.service_ids);
+        Ok(tables)
+    }
+
+    /// Runs a frame through the program.
+    ///
+    /// # Panics
+    /// The run fails, or the frame is not counted exactly once (rule 34).
+    pub fn run(&mut self, frame: &[u8]) -> Outcome {
+        self.try_run(frame).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Sends a packet.
+    pub fn send(&mut self, packet: &Packet) -> Outcome {
+        self.run(&packet.build())
+    }
+
+    fn try_run(&mut self, frame: &[u8]) -> Result<Outcome> {
+        let program: &Xdp = self.plane.program()?;
+        let mut out = vec![0; frame.len() + 256];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = program.test_run(options).context("BPF_PROG_TEST_RUN")?;
+        out.truncate(result.data_size_out as usize);
+        let after = self.plane.counters()?.reasons;
+        let counted: Vec<_> = Reason::ALL
+            .iter()
+            .zip(self.before.iter().zip(&after))
+            .flat_map(|(reason, (before, after))| std::iter::repeat_n(*reason, (after - before) as usize))
+            .collect();
+        self.before = after;
+        ensure!(counted.len() == 1, "rule 34: one packet, counted under {counted:?}");
+        Ok(Outcome { verdict: result.return_value, frame: out, reason: counted[0] })
+    }
+
+    /// Live flows.
+    #[must_use]
+    pub fn flows(&self) -> Vec<Flow> {
+        self.plane.flows().live(dataplane::now()).collect()
+    }
+
+    /// Has a client open a connection: SYN, SYN-ACK, ACK. Gives the backend and what it saw as its client.
+    ///
+    /// # Panics
+    /// A segment is not forwarded.
+    pub fn open(&mut self, client: SocketAddrV4, vip: SocketAddrV4) -> (SocketAddrV4, SocketAddrV4) {
+        use crate::packet::{ACK, SYN, tcp};
+        let syn = self.send(&tcp(client, vip, SYN));
+        assert_eq!(syn.reason, Reason::ForwardedTx, "the SYN of {client}");
+        let seen = syn.packet();
+        let answer = self.send(&tcp(seen.to, seen.from, SYN | ACK).from_backend());
+        assert_eq!(answer.reason, Reason::ForwardedTx, "the SYN-ACK to {client}");
+        let ack = self.send(&tcp(client, vip, ACK));
+        assert_eq!((ack.reason, ack.packet().to), (Reason::ForwardedTx, seen.to), "the ACK of {client}");
+        (seen.to, seen.from)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Err(error) = pins::remove(&self.bpffs) {
+            eprintln!("clean up: {error}");
+        }
+    }
+}
