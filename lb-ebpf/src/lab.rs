@@ -8,6 +8,10 @@
 )]
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host this crate is only checked"))]
 #![expect(non_upper_case_globals, reason = "a map's name is its symbol's")]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    expect(missing_docs, reason = "the macro makes a second function and leaves it bare")
+)]
 
 mod atomic;
 mod helpers;
@@ -76,7 +80,7 @@ pub fn poison(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     }
     // SAFETY: the map holds XDP programs of the same kind; if it is empty the call returns.
-    let _ = unsafe { jump.tail_call(&ctx, 0) };
+    unsafe { jump.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
 }
 
@@ -102,7 +106,7 @@ pub fn restore(ctx: XdpContext) -> u32 {
         place.store(port, (u16::from_be(place.load::<u16>(port)) ^ (flow & 0xfff) as u16).to_be());
     }
     // SAFETY: as in `poison`.
-    let _ = unsafe { jump.tail_call(&ctx, 0) };
+    unsafe { jump.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
 }
 
@@ -139,7 +143,7 @@ pub fn floor_swap(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn floor_lru(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
-    if floor_flows.get_ptr(&key).is_none() && floor_flows.insert(&key, &[0; 8], 0).is_err() {
+    if floor_flows.get_ptr(key).is_none() && floor_flows.insert(key, [0; 8], 0).is_err() {
         return xdp_action::XDP_ABORTED;
     }
     swap(&ctx);
@@ -150,9 +154,9 @@ pub fn floor_lru(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn table_lru(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
-    if floor_flows.get_ptr(&key).is_none() {
-        let _ = floor_flows.insert(&key, &[0; 8], 0);
-        let _ = floor_flows.insert(&[key[0].rotate_left(32), key[1] ^ 0x5555], &[0; 8], 0);
+    if floor_flows.get_ptr(key).is_none() {
+        let _ = floor_flows.insert(key, [0; 8], 0);
+        let _ = floor_flows.insert([key[0].rotate_left(32), key[1] ^ 0x5555], [0; 8], 0);
     }
     swap(&ctx);
     xdp_action::XDP_TX
@@ -163,12 +167,12 @@ pub fn table_lru(ctx: XdpContext) -> u32 {
 pub fn table_hash(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
     let other = [key[0].rotate_left(32), key[1] ^ 0x5555];
-    if hash_flows.get_ptr(&key).is_none() {
-        let _ = hash_flows.insert(&key, &[0; 8], 0);
-        let _ = hash_flows.insert(&other, &[0; 8], 0);
+    if hash_flows.get_ptr(key).is_none() {
+        let _ = hash_flows.insert(key, [0; 8], 0);
+        let _ = hash_flows.insert(other, [0; 8], 0);
     } else {
-        let _ = hash_flows.remove(&key);
-        let _ = hash_flows.remove(&other);
+        let _ = hash_flows.remove(key);
+        let _ = hash_flows.remove(other);
     }
     swap(&ctx);
     xdp_action::XDP_TX

@@ -1,2 +1,50 @@
-//! x
-fn main() {}
+//! lb's development commands: `cargo xtask setup|run|test|lint`. One file per command.
+
+mod lint;
+mod run;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "lb's development commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need, where it is missing
+    Setup,
+    /// Build lb and run it: `cargo xtask run -- ARGS` is `sudo lb ARGS`
+    Run {
+        /// lb's arguments
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Run all tests: unit, packets, end to end, and the serial group
+    Test,
+    /// Check formatting and lints
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Setup => setup::setup(setup::Part::Test),
+        Command::Run { arguments } => run::run(&arguments),
+        Command::Test => test::test(),
+        Command::Lint => lint::lint(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

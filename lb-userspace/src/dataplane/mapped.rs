@@ -86,7 +86,7 @@ impl<T: Copy> Mapped<T> {
 
     /// Writes the aligned 64-bit word at a byte offset of an element, in one store.
     pub fn write_word(&self, index: u32, offset: usize, word: u64) {
-        assert!(offset % 8 == 0 && offset + 8 <= self.stride, "word at offset {offset}");
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.stride, "word at offset {offset}");
         let place = self.place(index).cast::<u8>().wrapping_add(offset).cast::<u64>();
         // SAFETY: inside the element, and aligned (both asserted).
         unsafe { std::sync::atomic::AtomicU64::from_ptr(place).store(word, std::sync::atomic::Ordering::Release) }

@@ -63,7 +63,7 @@ pub fn prepare(bpffs: &Path) -> Result<PathBuf> {
 }
 
 fn on_bpffs(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| i64::from(found.filesystem_type().0) == BPFFS)
+    statfs(path).is_ok_and(|found| found.filesystem_type().0 == BPFFS)
 }
 
 fn cannot(what: &str, path: &Path, error: &io::Error) -> Error {

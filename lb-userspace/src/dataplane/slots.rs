@@ -61,11 +61,11 @@ impl Slots {
         self.resting = resting;
         let rested: Vec<(Instant, u32, u32)> = rested;
         for (_, mut base, mut size) in rested {
-            if let Some((before, room)) = self.free.range(..base).next_back().map(|(b, r)| (*b, *r)) {
-                if before + room == base {
-                    self.free.remove(&before);
-                    (base, size) = (before, room + size);
-                }
+            if let Some((before, room)) = self.free.range(..base).next_back().map(|(b, r)| (*b, *r))
+                && before + room == base
+            {
+                self.free.remove(&before);
+                (base, size) = (before, room + size);
             }
             if let Some(room) = self.free.remove(&(base + size)) {
                 size += room;

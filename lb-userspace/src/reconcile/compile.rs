@@ -100,7 +100,7 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
             mode: mode_number(service.mode),
             scheduler: scheduler_number(service.scheduler),
             on_empty: policy,
-            affinity: service.affinity.map_or(0, |time| ticks(time)),
+            affinity: service.affinity.map_or(0, ticks),
             ..maps::Service::default()
         },
     );

@@ -125,7 +125,7 @@ pub struct Settings {
 }
 
 /// Everything that is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Desired {
     /// Number of this state; every accepted change makes a new one.
     pub generation: u64,
@@ -177,11 +177,5 @@ impl Default for Settings {
             max_flows: lb_common::maps::DEFAULT_MAX_FLOWS,
             on_exit: OnExit::Detach,
         }
-    }
-}
-
-impl Default for Desired {
-    fn default() -> Self {
-        Self { generation: 0, settings: Settings::default(), services: BTreeMap::new() }
     }
 }
