@@ -101,10 +101,11 @@ pub const BITMAP_WORDS: u32 = 1_024;
 /// Flows by default.
 pub const DEFAULT_MAX_FLOWS: u32 = 262_144;
 
-/// Buckets of the flow index for a number of flows: a power of two; two entries a flow fill about half of it.
+/// Buckets of the flow index for a number of flows: a power of two, at most four entries to a bucket of 15 on average.
+/// (With eight, one new flow in 3 000 met two full buckets when the table was full.)
 #[must_use]
 pub const fn buckets_for(flows: u32) -> u32 {
-    let wanted = flows.div_ceil(4).next_power_of_two();
+    let wanted = flows.div_ceil(2).next_power_of_two();
     if wanted < 64 { 64 } else { wanted }
 }
 

@@ -26,13 +26,27 @@ impl DataPlane {
     pub fn apply(&mut self, tables: &Tables) -> Result<Applied> {
         let mut done = Applied::default();
         let placed = self.place(tables)?;
-        self.apply_forwarding(tables, &mut done);
-        self.apply_services(tables, &placed, &mut done);
-        self.apply_vips(tables, &mut done)?;
-        self.apply_filter(tables, &mut done);
-        self.forget_removed(tables, &mut done)?;
-        self.applied = tables.clone();
-        Ok(done)
+        let applied = self.apply_in_order(tables, &placed, &mut done);
+        // After a failure the maps are the truth of how far it came.
+        self.applied = if applied.is_ok() { tables.clone() } else { self.standing(self.recover()) };
+        applied.map(|()| done)
+    }
+
+    fn apply_in_order(&mut self, tables: &Tables, placed: &BTreeMap<u32, u32>, done: &mut Applied) -> Result<()> {
+        // Replies to a port that is about to be used must find its bit: first old and new bits, at the end the new.
+        self.apply_filter(tables, true, done);
+        self.apply_forwarding(tables, done)?;
+        self.apply_services(tables, placed, done);
+        self.apply_vips(tables, done)?;
+        self.apply_filter(tables, false, done);
+        self.forget_removed(tables, done)
+    }
+
+    /// The counters of an identity's former holder are not the new one's.
+    fn zero_traffic(&mut self, id: u32) -> Result<()> {
+        let zeros = vec![Plain(maps::Traffic::default()); aya::util::nr_cpus().unwrap_or(1)];
+        let zeros = aya::maps::PerCpuValues::try_from(zeros).context("zero the counters of a backend")?;
+        self.traffic.set(id, zeros, 0).context("zero the counters of a backend")
     }
 
     /// Writes new tables to free slots, where nobody looks yet; gives where each stands.
@@ -59,7 +73,7 @@ impl DataPlane {
         Ok(placed)
     }
 
-    fn apply_forwarding(&mut self, tables: &Tables, done: &mut Applied) {
+    fn apply_forwarding(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {
         for (index, address) in (0..).zip(&tables.snat) {
             done.writes += write(&self.snat, index, *address);
         }
@@ -74,8 +88,12 @@ impl DataPlane {
             done.writes += write(&self.next_hops, index, *hop);
         }
         for (id, backend) in &tables.backends {
+            if !self.applied.backends.contains_key(id) {
+                self.zero_traffic(*id)?;
+            }
             done.writes += write(&self.backends, *id, *backend);
         }
+        Ok(())
     }
 
     fn apply_services(&mut self, tables: &Tables, placed: &BTreeMap<u32, u32>, done: &mut Applied) {
@@ -108,7 +126,8 @@ impl DataPlane {
         Ok(())
     }
 
-    fn apply_filter(&mut self, tables: &Tables, done: &mut Applied) {
+    /// Writes the two bitmaps; `keep` leaves bits set that are no longer wanted.
+    fn apply_filter(&mut self, tables: &Tables, keep: bool, done: &mut Applied) {
         let mut addresses = vec![0u64; maps::BITMAP_WORDS as usize];
         for address in &tables.filter {
             let bit = match address {
@@ -125,7 +144,10 @@ impl DataPlane {
             ports[usize::from(*port >> 6)] |= 1 << (port & 63);
         }
         for (index, (addresses, ports)) in (0..).zip(addresses.into_iter().zip(ports)) {
-            done.writes += write(&self.filter, index, addresses) + write(&self.ports, index, ports);
+            let (old_addresses, old_ports) =
+                if keep { (self.filter.read(index), self.ports.read(index)) } else { (0, 0) };
+            done.writes += write(&self.filter, index, addresses | old_addresses);
+            done.writes += write(&self.ports, index, ports | old_ports);
         }
     }
 
@@ -147,9 +169,6 @@ impl DataPlane {
         }
         for id in self.applied.backends.keys().filter(|id| !tables.backends.contains_key(id)) {
             self.backends.write(*id, maps::Backend::default());
-            let zeros = vec![Plain(maps::Traffic::default()); aya::util::nr_cpus().unwrap_or(1)];
-            let zeros = aya::maps::PerCpuValues::try_from(zeros).context("zero the counters of a backend")?;
-            self.traffic.set(*id, zeros, 0).context("zero the counters of a backend")?;
             done.writes += 1;
         }
         Ok(())

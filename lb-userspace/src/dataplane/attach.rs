@@ -21,11 +21,14 @@ pub struct Attached {
 }
 
 impl DataPlane {
-    /// Attaches to an interface. `Auto` is native where the driver has it, generic on a veth and elsewhere.
+    /// Attaches to an interface; one whose link was taken over stays as it is. `Auto` is native where the driver has it, generic on a veth and elsewhere.
     ///
     /// # Errors
     /// Another program is attached; the driver has no native XDP (when it was asked for); the interface is gone.
     pub fn attach(&mut self, name: &str, ifindex: u32, is_veth: bool, mode: XdpMode) -> Result<Attached> {
+        if let Some(xdp) = self.taken_over.get(name) {
+            return Ok(Attached { xdp: *xdp, why: None });
+        }
         let link = self.directory.join(format!("{}{name}", pins::LINK));
         if link.exists() {
             fs::remove_file(&link).context(format!("remove the stale link {}", link.display()))?;
@@ -74,6 +77,7 @@ impl DataPlane {
 
     /// Ends forwarding on one interface.
     pub fn detach(&mut self, name: &str) -> Result<()> {
+        self.taken_over.remove(name);
         let pin = self.directory.join(format!("{}{name}", pins::LINK));
         fs::remove_file(&pin).map_err(|error| {
             Error::not_found(format!("{name}: not attached ({}: {error})", pin.display()))

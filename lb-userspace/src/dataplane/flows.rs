@@ -1,9 +1,12 @@
 //! Reading connections, straight from the kernel's memory.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::atomic::{Ordering, fence},
+};
 
 use lb_common::{
-    flow::{Flow4, state},
+    flow::{Flow4, Head, state},
     maps,
 };
 
@@ -44,11 +47,16 @@ impl FlowTable {
     /// The flow in a record; `None` if there is none or it is just being written.
     #[must_use]
     pub fn get(&self, index: u32) -> Option<Flow> {
+        let seq = self.seq(index);
+        fence(Ordering::Acquire);
         let record = self.records.read(index);
-        if record.head.state == state::FREE || record.head.seq & 1 != 0 {
-            return None;
-        }
-        (self.records.read(index).head.seq == record.head.seq).then_some(Flow { index, record })
+        fence(Ordering::Acquire);
+        let whole = seq & 1 == 0 && seq == self.seq(index) && record.head.state != state::FREE;
+        whole.then_some(Flow { index, record })
+    }
+
+    fn seq(&self, index: u32) -> u32 {
+        self.records.read_u32(index, std::mem::offset_of!(Flow4, head) + std::mem::offset_of!(Head, seq))
     }
 
     /// All flows that are not over at `now` (a tick).
@@ -80,8 +88,16 @@ impl FlowTable {
     /// Has the data path answer the client's next packet with RST; false if the flow has changed since it was read.
     #[must_use]
     pub fn reset(&self, flow: &Flow) -> bool {
-        let offset = std::mem::offset_of!(Flow4, head) + std::mem::offset_of!(lb_common::flow::Head, state);
-        self.records.read(flow.index).head.seq == flow.record.head.seq
-            && self.records.swap_byte(flow.index, offset, flow.record.head.state, state::RESET)
+        let offset = std::mem::offset_of!(Flow4, head) + std::mem::offset_of!(Head, state);
+        let (old, seq) = (flow.record.head.state, flow.record.head.seq);
+        if self.seq(flow.index) != seq || !self.records.swap_byte(flow.index, offset, old, state::RESET) {
+            return false;
+        }
+        if self.seq(flow.index) == seq {
+            return true;
+        }
+        // The record was reused at that very moment: its new flow gets its state back, unless it has moved on itself.
+        let _ = self.records.swap_byte(flow.index, offset, state::RESET, old);
+        false
     }
 }

@@ -74,8 +74,14 @@ impl DataPlane {
         let mut plane = Self::start(&directory, &settings, options.log_level)?;
         let mut lost = BTreeMap::new();
         for interface in pins::links(&options.bpffs) {
-            if let Err(error) = plane.take_over(&interface) {
-                lost.insert(interface, error.message);
+            match plane.take_over(&interface) {
+                Ok(()) => {
+                    let xdp = plane.mode_of(&interface);
+                    plane.taken_over.insert(interface, xdp);
+                }
+                Err(error) => {
+                    lost.insert(interface, error.message);
+                }
             }
         }
         plane.pin_program()?;
@@ -131,6 +137,7 @@ impl DataPlane {
             refusals: PerCpuArray::try_from(take(&mut object, name::REFUSALS)?).context("open the map 'refusals'")?,
             slots: Slots::new(maps::TABLE_SLOTS, []),
             applied: Tables::default(),
+            taken_over: BTreeMap::new(),
             object,
         })
     }

@@ -78,6 +78,14 @@ impl<T: Copy> Mapped<T> {
         unsafe { self.place(index).read_volatile() }
     }
 
+    /// Reads the aligned 32-bit word at a byte offset of an element.
+    pub fn read_u32(&self, index: u32, offset: usize) -> u32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.stride, "word at offset {offset}");
+        let place = self.place(index).cast::<u8>().wrapping_add(offset).cast::<u32>();
+        // SAFETY: inside the element, and aligned (both asserted).
+        unsafe { std::sync::atomic::AtomicU32::from_ptr(place).load(std::sync::atomic::Ordering::Acquire) }
+    }
+
     /// Writes an element.
     pub fn write(&self, index: u32, value: T) {
         // SAFETY: as for `read`.

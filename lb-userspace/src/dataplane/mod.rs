@@ -39,7 +39,7 @@ pub use load::LoadOptions;
 use mapped::Mapped;
 use slots::Slots;
 
-use crate::{Error, Result, error::Context as _, reconcile::Tables};
+use crate::{Error, Result, error::Context as _, reconcile::Tables, state::XdpMode};
 
 /// The kernel program, as the build script left it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.bpf.o"));
@@ -76,6 +76,8 @@ pub struct DataPlane {
     refusals: PerCpuArray<MapData, Plain<maps::Refusals>>,
     slots: Slots,
     applied: Tables,
+    /// Interfaces whose links were taken over from an earlier daemon, and how they are attached.
+    taken_over: BTreeMap<String, XdpMode>,
 }
 
 /// What the data path has counted.
@@ -181,6 +183,15 @@ impl DataPlane {
             }
         }
         Ok(())
+    }
+
+    /// How an interface is attached, by what its place in the map says.
+    fn mode_of(&self, name: &str) -> XdpMode {
+        let index = nix::net::if_::if_nametoindex(name).unwrap_or(0);
+        let generic = (0..maps::INTERFACES)
+            .map(|place| self.interfaces.read(place))
+            .any(|place| place.ifindex == index && place.flags & maps::interface_flag::GENERIC != 0);
+        if generic { XdpMode::Generic } else { XdpMode::Native }
     }
 
     /// What the data path has counted; traffic and refusals of identities that are in use.

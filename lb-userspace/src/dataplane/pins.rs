@@ -80,6 +80,11 @@ pub fn remove(bpffs: &Path) -> Result<Vec<String>> {
         let path = directory.join(format!("{LINK}{name}"));
         fs::remove_file(&path).map_err(|error| cannot("remove", &path, &error))?;
     }
+    // Then the program: without it this is no data plane, whatever is still there if this is interrupted.
+    let program = directory.join(PROGRAM);
+    if program.exists() {
+        fs::remove_file(&program).map_err(|error| cannot("remove", &program, &error))?;
+    }
     if directory.exists() {
         for entry in fs::read_dir(&directory).map_err(|error| cannot("read", &directory, &error))?.flatten() {
             fs::remove_file(entry.path()).map_err(|error| cannot("remove", &entry.path(), &error))?;
