@@ -1,1 +1,266 @@
-//! net
+//! What the host's network looks like, by netlink: interfaces, routes, neighbours; and who listens on which port.
+//!
+//! A netlink socket sees the network namespace of the thread that opened it.
+
+mod listeners;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+};
+
+use futures_util::TryStreamExt as _;
+use lb_common::maps;
+use rtnetlink::{
+    Handle, RouteMessageBuilder, new_connection,
+    packet_route::{
+        AddressFamily,
+        address::AddressAttribute,
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage},
+    },
+};
+
+pub use listeners::{Listener, listeners};
+
+use crate::{Error, Result, error::Context as _};
+
+/// An interface of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Largest layer-3 packet in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// `veth`, `bond`, `vlan`, `bridge`, ...; none for a physical device.
+    pub kind: Option<String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Identity of the XDP program on it.
+    pub xdp_program: Option<u32>,
+}
+
+/// How an address is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteTo {
+    /// Interface that packets leave by.
+    pub ifindex: u32,
+    /// Preferred source address.
+    pub source: Option<IpAddr>,
+    /// The next router, if it is not on the same network.
+    pub gateway: Option<IpAddr>,
+    /// It is this host's own.
+    pub local: bool,
+}
+
+/// A view of the host's network.
+#[derive(Clone, Debug)]
+pub struct Net {
+    handle: Handle,
+}
+
+impl Net {
+    /// Opens netlink in the calling thread's network namespace; must be called within a tokio runtime.
+    pub fn new() -> Result<Self> {
+        let (connection, handle, _) = new_connection().context("open netlink")?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// All interfaces.
+    pub async fn interfaces(&self) -> Result<Vec<Interface>> {
+        let links: Vec<_> = self.handle.link().get().execute().try_collect().await.context("list interfaces")?;
+        let mut interfaces: BTreeMap<u32, Interface> = links.iter().map(interface).map(|i| (i.index, i)).collect();
+        let addresses: Vec<_> = self.handle.address().get().execute().try_collect().await.context("list addresses")?;
+        for message in addresses {
+            let Some(interface) = interfaces.get_mut(&message.header.index) else { continue };
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            interface.addresses.extend(local.or(address));
+        }
+        Ok(interfaces.into_values().collect())
+    }
+
+    /// One interface.
+    pub async fn interface(&self, name: &str) -> Result<Interface> {
+        let all = self.interfaces().await?;
+        let names: Vec<_> = all.iter().map(|interface| interface.name.clone()).collect();
+        all.into_iter().find(|interface| interface.name == name).ok_or_else(|| {
+            Error::not_found(format!("interface {name}: there is none of this name"))
+                .hint(format!("one of: {}", names.join(" ")))
+        })
+    }
+
+    /// How an address is reached; `None` if it is not.
+    pub async fn route_to(&self, address: IpAddr) -> Result<Option<RouteTo>> {
+        let request = match address {
+            IpAddr::V4(v4) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(v4, 32).build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(v6, 128).build(),
+        };
+        let found: Result<Vec<RouteMessage>, _> = self.handle.route().get(request).execute().try_collect().await;
+        // "Network is unreachable" is an answer, not a failure.
+        Ok(found.ok().and_then(|routes| routes.first().map(route)))
+    }
+
+    /// MAC addresses of known neighbours, by interface and address.
+    pub async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), [u8; 6]>> {
+        let entries: Vec<_> =
+            self.handle.neighbours().get().execute().try_collect().await.context("list neighbours")?;
+        let usable =
+            |state| !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None);
+        let entries = entries.into_iter().filter(|entry| usable(entry.header.state)).filter_map(|entry| {
+            let (mut address, mut mac) = (None, None);
+            for attribute in &entry.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+                    NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(&bytes[..]).ok(),
+                    _ => {}
+                }
+            }
+            Some(((entry.header.ifindex, address?), mac?))
+        });
+        Ok(entries.collect())
+    }
+
+    /// Has the kernel resolve a neighbour now.
+    pub async fn resolve(&self, ifindex: u32, address: IpAddr) {
+        let request = self.handle.neighbours().add(ifindex, address);
+        let request = request.flags(NeighbourFlags::Use).state(NeighbourState::None).replace();
+        if let Err(error) = request.execute().await {
+            tracing::debug!(%address, %error, "resolve neighbour");
+        }
+    }
+
+    /// Next hops and preferred sources of addresses; those whose neighbour is not known are being resolved.
+    pub async fn next_hops(&self, addresses: &BTreeSet<IpAddr>, attached: &[Interface]) -> Result<Reached> {
+        let neighbours = self.neighbours().await?;
+        let mut reached = Reached::default();
+        for address in addresses {
+            let Some(route) = self.route_to(*address).await? else { continue };
+            let next = route.gateway.unwrap_or(*address);
+            if let Some(source) = route.source {
+                reached.sources.insert(*address, source);
+            }
+            let Some(egress) = attached.iter().find(|interface| interface.index == route.ifindex) else { continue };
+            let Some(mac) = neighbours.get(&(route.ifindex, next)) else {
+                self.resolve(route.ifindex, next).await;
+                continue;
+            };
+            let mut ethernet = [0; 12];
+            ethernet[..6].copy_from_slice(mac);
+            ethernet[6..].copy_from_slice(&egress.mac);
+            let hop = maps::NextHop { ethernet, ifindex: egress.index, mtu: egress.mtu, ..maps::NextHop::default() };
+            reached.next_hops.insert(*address, hop);
+        }
+        Ok(reached)
+    }
+
+    /// Puts an address on a device.
+    pub async fn add_address(&self, ifindex: u32, address: IpAddr) -> Result<()> {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        let request = self.handle.address().add(ifindex, address, prefix).replace();
+        request.execute().await.context(format!("put {address} on interface {ifindex}"))
+    }
+}
+
+/// What is known of the way to some addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Next hops of those that are reached through an attached interface and whose neighbour is known.
+    pub next_hops: BTreeMap<IpAddr, maps::NextHop>,
+    /// Preferred source addresses.
+    pub sources: BTreeMap<IpAddr, IpAddr>,
+}
+
+fn interface(message: &LinkMessage) -> Interface {
+    let mut interface = Interface {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Interface::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Address(bytes) => interface.mac = <[u8; 6]>::try_from(&bytes[..]).unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                interface.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(word(kind)),
+                    _ => None,
+                });
+            }
+            LinkAttribute::Xdp(parts) => {
+                interface.xdp_program = parts.iter().find_map(|part| match part {
+                    LinkXdp::ProgId(id) if *id != 0 => Some(*id),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    interface
+}
+
+fn word(kind: &InfoKind) -> String {
+    match kind {
+        InfoKind::Other(name) => name.clone(),
+        known => format!("{known:?}").to_lowercase(),
+    }
+}
+
+fn route(message: &RouteMessage) -> RouteTo {
+    let mut route = RouteTo { ifindex: 0, source: None, gateway: None, local: false };
+    route.local = message.header.kind == rtnetlink::packet_route::route::RouteType::Local;
+    let address = |address: &RouteAddress| match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => route.ifindex = *index,
+            RouteAttribute::PrefSource(source) => route.source = address(source),
+            RouteAttribute::Gateway(gateway) => route.gateway = address(gateway),
+            _ => {}
+        }
+    }
+    debug_assert!(message.header.address_family != AddressFamily::Unspec, "a route has a family");
+    route
+}
+
+/// `ip_local_port_range`: the ports that the host gives to its own connections.
+#[must_use]
+pub fn local_port_range() -> (u16, u16) {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut words = text.split_whitespace().map(str::parse);
+    match (words.next(), words.next()) {
+        (Some(Ok(low)), Some(Ok(high))) => (low, high),
+        _ => (32_768, 60_999),
+    }
+}
+
+/// Ports that NAT leaves alone: the host's own range and its reserved ports, as inclusive ranges.
+#[must_use]
+pub fn reserved_ports() -> Vec<(u16, u16)> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    let ranges = text.trim().split(',').filter_map(|range| {
+        let (low, high) = range.split_once('-').unwrap_or((range, range));
+        Some((low.parse().ok()?, high.parse().ok()?))
+    });
+    std::iter::once(local_port_range()).chain(ranges).collect()
+}
