@@ -3,9 +3,11 @@
 //! [`words`] has the vocabulary (VIP, mode, scheduler, ...) with its parsing and printing; [`desired`] the state
 //! itself, how statements of several sources merge, and which changes are refused; [`file`] keeps it on disk.
 
+pub mod change;
 pub mod desired;
 pub mod file;
 pub mod words;
 
+pub use change::{Change, Facts, Outcome};
 pub use desired::{BackendSpec, Desired, HealthCheck, Probe, ServiceOptions, ServiceSpec, Settings};
 pub use words::{Admin, Health, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Vip, XdpMode};
