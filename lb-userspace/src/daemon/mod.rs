@@ -1,1 +1,360 @@
-//! daemon
+//! The daemon: one task that owns the desired state, what is observed, and the data plane.
+//!
+//! Requests, health results and the clock come to it through channels; nobody else touches the maps. [`start`] brings
+//! it up, [`view`] answers questions, this file changes things.
+
+mod start;
+mod view;
+
+pub use start::{AttachOptions, attach};
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use lb_common::maps;
+use serde_json::{Value, json};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    Error, Result,
+    api::{Changed, Request, server::Call},
+    dataplane::{self, DataPlane, pins},
+    error::Context as _,
+    health::{Checked, Checker, Target},
+    net::{self, Interface, Net},
+    reconcile::{BackendKey, Lingering, Observed, VerdictSeen, compile},
+    state::{Change, Desired, Facts, Health, OnExit, Outcome, XdpMode, file::StateFile},
+};
+
+/// How often the network is looked at and removed backends are counted.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// An interface that the data path runs on.
+#[derive(Clone, Debug)]
+struct Attachment {
+    interface: Interface,
+    xdp: XdpMode,
+    /// It was not there when the network was last looked at.
+    gone: bool,
+}
+
+/// See the module.
+pub struct Daemon {
+    net: Net,
+    plane: DataPlane,
+    bpffs: PathBuf,
+    desired: Desired,
+    observed: Observed,
+    attached: BTreeMap<String, Attachment>,
+    checker: Checker,
+    checks: BTreeMap<BackendKey, Checked>,
+    state: StateFile,
+    announced: Vec<(u32, IpAddr)>,
+    started: Instant,
+}
+
+/// Why the daemon ends.
+enum End {
+    /// The last interface was detached.
+    Detached,
+    /// A signal.
+    Signal,
+}
+
+impl Daemon {
+    /// Works until it is told to end; then does what `--on-exit` says.
+    async fn run(
+        mut self,
+        mut calls: mpsc::Receiver<Call>,
+        mut results: mpsc::UnboundedReceiver<Checked>,
+    ) -> Result<()> {
+        let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+        let mut round = interval(ROUND);
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let end = loop {
+            tokio::select! {
+                Some((request, answer)) = calls.recv() => {
+                    let detaching = matches!(request, Request::Detach { .. });
+                    let said = self.answer(request).await;
+                    // The caller may be gone; what was done is done.
+                    let _ = answer.send(said);
+                    if detaching && self.attached.is_empty() {
+                        break End::Detached;
+                    }
+                }
+                Some(result) = results.recv() => self.checked(result),
+                _ = round.tick() => self.look_around().await,
+                _ = interrupt.recv() => break End::Signal,
+                _ = terminate.recv() => break End::Signal,
+            }
+        };
+        let keep = matches!(end, End::Signal) && self.desired.settings.on_exit == OnExit::Keep;
+        if keep {
+            eprintln!("lb: the data path goes on; `sudo lb attach` takes it over, `sudo lb detach` ends it");
+            return Ok(());
+        }
+        self.withdraw().await;
+        pins::remove(&self.bpffs)?;
+        self.state.forget()?;
+        // The last answer is still on its way through the socket.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        eprintln!("lb: detached");
+        Ok(())
+    }
+
+    async fn answer(&mut self, request: Request) -> Result<Value> {
+        match request {
+            Request::Status => serde_json::to_value(self.status()?).context("write the answer"),
+            Request::Drops => serde_json::to_value(self.drops()?).context("write the answer"),
+            Request::Connections { filter } => {
+                serde_json::to_value(self.connections(&filter)?).context("write the answer")
+            }
+            Request::CountConnections { filter } => Ok(json!(self.connections(&filter)?.len())),
+            Request::Flush { filter } => Ok(json!(self.flush(&filter)?)),
+            Request::Metrics => Ok(Value::String(crate::observe::metrics(&self.status()?, &self.drops()?))),
+            Request::Change { change, force, dry_run } => self
+                .change(&change, force, dry_run)
+                .await
+                .and_then(|c| serde_json::to_value(c).context("write the answer")),
+            Request::Detach { interfaces } => self.detach(&interfaces).map(|names| json!(names)),
+        }
+    }
+
+    /// Checks a change, and makes it so.
+    async fn change(&mut self, change: &Change, force: bool, dry_run: bool) -> Result<Changed> {
+        let facts = self.facts(change).await?;
+        let Outcome { desired, warnings, summary } = self.desired.change(change, &facts, force)?;
+        let changed = Changed { generation: desired.generation, warnings, summary };
+        if dry_run {
+            return Ok(changed);
+        }
+        self.state.save(&desired)?;
+        let old = std::mem::replace(&mut self.desired, desired);
+        self.keep_removed(&old, force);
+        self.see_network().await?;
+        if let Err(error) = self.apply() {
+            // Nothing half-applied: the old state stands again, in the file too.
+            self.desired = old;
+            self.state.save(&self.desired)?;
+            self.apply()?;
+            return Err(error);
+        }
+        self.aim_checks();
+        tracing::info!(generation = changed.generation, "changed");
+        Ok(changed)
+    }
+
+    /// Backends and VIPs that are gone from the desired state, but whose flows go on.
+    fn keep_removed(&mut self, old: &Desired, reset: bool) {
+        let present: BTreeSet<_> = keys(&self.desired).collect();
+        for key in keys(old).filter(|key| !present.contains(key)) {
+            let Some(id) = self.observed.backend_ids.get(&key) else { continue };
+            if let Some(value) = self.plane.applied().backends.get(id) {
+                self.observed.lingering.insert(key, Lingering { value: *value, reset });
+            }
+        }
+        self.observed.lingering.retain(|key, _| !present.contains(key));
+        let vips = |desired: &Desired| desired.services.values().flat_map(|s| s.vips.clone()).collect::<BTreeSet<_>>();
+        let (before, now) = (vips(old), vips(&self.desired));
+        self.observed.lingering_vips.extend(before.difference(&now));
+        self.observed.lingering_vips.retain(|vip| !now.contains(vip));
+    }
+
+    /// Compiles and applies.
+    fn apply(&mut self) -> Result<()> {
+        let tables = compile(&self.desired, &self.observed);
+        self.plane.apply(&tables)?;
+        self.observed.backend_ids.clone_from(&tables.backend_ids);
+        self.observed.service_ids.clone_from(&tables.service_ids);
+        Ok(())
+    }
+
+    /// Probes what is wanted now.
+    fn aim_checks(&mut self) {
+        let mut targets = Vec::new();
+        for service in self.desired.services.values() {
+            for backend in service.backends.iter().filter(|backend| backend.admin != crate::state::Admin::Maint) {
+                let mut address = backend.address;
+                if let Some(port) = service.health.port {
+                    address.set_port(port);
+                }
+                targets.push(Target {
+                    key: BackendKey { service: service.name.clone(), address: backend.address },
+                    address,
+                    host: service.vips.first().map_or_else(String::new, |vip| vip.address.to_string()),
+                    check: service.health.clone(),
+                });
+            }
+        }
+        let known = &self.observed.verdicts;
+        self.checker.set(targets, |key| known.get(key).map_or(Health::Unknown, |seen| seen.health));
+    }
+
+    /// Takes the result of a health check.
+    fn checked(&mut self, result: Checked) {
+        let before = self.observed.verdicts.get(&result.key).map_or(Health::Unknown, |seen| seen.health);
+        let (key, health) = (result.key.clone(), result.health);
+        if before != health {
+            tracing::info!(service = %key.service, backend = %key.address, %health, reason = %result.reason, "verdict");
+            let seen = VerdictSeen { health, since: dataplane::now(), was_up: before == Health::Up };
+            self.observed.verdicts.insert(key.clone(), seen);
+            if let Err(error) = self.apply() {
+                tracing::error!(%error, "apply a verdict");
+            }
+        }
+        self.checks.insert(key, result);
+    }
+
+    /// Looks at the network, and at what becomes of removed backends.
+    async fn look_around(&mut self) {
+        let before = self.observed.clone();
+        let seen = self.see_network().await;
+        self.count_lingering();
+        if let Err(error) = seen {
+            tracing::warn!(%error, "look at the network");
+        }
+        if before.next_hops != self.observed.next_hops
+            || before.sources != self.observed.sources
+            || before.host_addresses != self.observed.host_addresses
+            || before.lingering != self.observed.lingering
+            || before.lingering_vips != self.observed.lingering_vips
+        {
+            if let Err(error) = self.apply() {
+                tracing::error!(%error, "apply what the network says");
+            }
+        }
+    }
+
+    /// Interfaces, addresses, routes and neighbours as they are now.
+    async fn see_network(&mut self) -> Result<()> {
+        let interfaces = self.net.interfaces().await?;
+        for (name, attachment) in &mut self.attached {
+            let found = interfaces.iter().find(|interface| interface.name == *name);
+            let gone = found.is_none_or(|interface| interface.index != attachment.interface.index);
+            if gone != attachment.gone {
+                tracing::warn!(interface = %name, gone, "interface");
+            }
+            attachment.gone = gone;
+            if let Some(found) = found.filter(|_| !gone) {
+                attachment.interface = found.clone();
+            }
+        }
+        self.plane.set_interfaces(&self.attached.values().map(entry).collect::<Vec<_>>())?;
+        self.observed.host_addresses = interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect();
+        self.observed.reserved_ports = net::reserved_ports();
+        let addresses: BTreeSet<_> = keys(&self.desired)
+            .map(|key| key.address.ip())
+            .chain(self.observed.lingering.keys().map(|key| key.address.ip()))
+            .collect();
+        let attached: Vec<_> = self.attached.values().map(|attachment| attachment.interface.clone()).collect();
+        let reached = self.net.next_hops(&addresses, &attached).await?;
+        // A neighbour that is just being asked again keeps its last known MAC.
+        self.observed.next_hops.retain(|address, _| addresses.contains(address));
+        self.observed.next_hops.extend(reached.next_hops);
+        self.observed.sources = reached.sources;
+        Ok(())
+    }
+
+    /// Identities of removed backends are free again when no flow names them.
+    fn count_lingering(&mut self) {
+        if self.observed.lingering.is_empty() && self.observed.lingering_vips.is_empty() {
+            return;
+        }
+        let flows = self.plane.flows();
+        let (mut ids, mut vips) = (BTreeSet::new(), BTreeSet::new());
+        for flow in flows.live(dataplane::now()) {
+            ids.insert(flow.record.head.backend);
+            let vip = flow.record.client;
+            vips.insert((IpAddr::from(vip.destination.get().to_be_bytes()), vip.destination_port.get()));
+        }
+        let observed = &mut self.observed;
+        let over: Vec<_> = observed
+            .lingering
+            .keys()
+            .filter(|key| observed.backend_ids.get(key).is_none_or(|id| !ids.contains(id)))
+            .cloned()
+            .collect();
+        for key in over {
+            observed.lingering.remove(&key);
+            observed.backend_ids.remove(&key);
+            observed.verdicts.remove(&key);
+            self.checks.remove(&key);
+        }
+        observed.lingering_vips.retain(|vip| vips.contains(&(vip.address, vip.port)));
+    }
+
+    /// What guards look at.
+    async fn facts(&self, change: &Change) -> Result<Facts> {
+        let interfaces = self.net.interfaces().await?;
+        let mut routes = BTreeMap::new();
+        for address in change.backends() {
+            routes.insert(address.ip(), self.net.route_to(address.ip()).await?);
+        }
+        let counts = self.plane.flows().count(dataplane::now());
+        let flows = self.observed.backend_ids.iter();
+        let flows = flows.filter_map(|(key, id)| Some((key.clone(), *counts.by_backend.get(id)?)));
+        Ok(Facts {
+            host_addresses: interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect(),
+            listeners: net::listeners(),
+            local_port_range: net::local_port_range(),
+            attached: self.attached.values().map(|a| (a.interface.index, a.interface.name.clone())).collect(),
+            interfaces: interfaces.iter().map(|interface| (interface.index, interface.name.clone())).collect(),
+            routes,
+            flows: flows.collect(),
+            usable: compile(&self.desired, &self.observed).usable,
+        })
+    }
+
+    fn detach(&mut self, names: &[String]) -> Result<Vec<String>> {
+        let all: Vec<_> = self.attached.keys().cloned().collect();
+        let chosen = if names.is_empty() { all.clone() } else { names.to_vec() };
+        if let Some(unknown) = chosen.iter().find(|name| !self.attached.contains_key(*name)) {
+            return Err(
+                Error::not_found(format!("{unknown}: not attached")).hint(format!("attached: {}", all.join(" ")))
+            );
+        }
+        for name in &chosen {
+            self.plane.detach(name)?;
+            self.attached.remove(name);
+        }
+        Ok(chosen)
+    }
+
+    async fn withdraw(&self) {
+        for (ifindex, address) in &self.announced {
+            if let Err(error) = self.net.remove_address(*ifindex, *address).await {
+                tracing::warn!(%error, %address, "withdraw");
+            }
+        }
+    }
+}
+
+/// Every backend of every service.
+fn keys(desired: &Desired) -> impl Iterator<Item = BackendKey> {
+    desired.services.values().flat_map(|service| {
+        service.backends.iter().map(|backend| BackendKey { service: service.name.clone(), address: backend.address })
+    })
+}
+
+/// What the data path has to know of an attached interface.
+fn entry(attachment: &Attachment) -> maps::Interface {
+    use maps::interface_flag::{GENERIC, REDIRECT};
+    let Attachment { interface, xdp, .. } = attachment;
+    let is_veth = interface.kind.as_deref() == Some("veth");
+    let flags = match xdp {
+        XdpMode::Generic => GENERIC,
+        _ if is_veth => REDIRECT,
+        _ => 0,
+    };
+    let (mac, mtu) = (interface.mac, interface.mtu);
+    maps::Interface { ifindex: interface.index, flags, mtu, mac, virtual_mac: mac }
+}

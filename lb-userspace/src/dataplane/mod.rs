@@ -34,7 +34,7 @@ use lb_common::{
 
 pub use apply::Applied;
 pub use attach::{Attached, program_name};
-pub use flows::{Flow, FlowTable};
+pub use flows::{Flow, FlowCounts, FlowTable};
 pub use load::LoadOptions;
 use mapped::Mapped;
 use slots::Slots;
@@ -129,6 +129,11 @@ impl DataPlane {
             Some(Program::Xdp(program)) => Ok(program),
             _ => Err(no_program()),
         }
+    }
+
+    /// The program's identity in the kernel.
+    pub fn program_id(&self) -> Result<u32> {
+        Ok(self.program()?.info().context("ask for the program's information")?.id())
     }
 
     fn xdp_mut(&mut self) -> Result<&mut Xdp> {

@@ -178,6 +178,18 @@ impl Net {
     }
 }
 
+impl Net {
+    /// Takes an address off a device.
+    pub async fn remove_address(&self, ifindex: u32, address: IpAddr) -> Result<()> {
+        let filter = self.handle.address().get().set_link_index_filter(ifindex).set_address_filter(address);
+        let found: Vec<_> = filter.execute().try_collect().await.context(format!("look for {address}"))?;
+        for message in found {
+            self.handle.address().del(message).execute().await.context(format!("remove {address}"))?;
+        }
+        Ok(())
+    }
+}
+
 /// What is known of the way to some addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reached {

@@ -1,0 +1,292 @@
+//! Bringing the daemon up: `lb attach`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Instant,
+};
+
+use lb_common::hash;
+use tokio::sync::mpsc;
+
+use super::{Attachment, Daemon, view::verdict_of};
+use crate::{
+    Error, Result,
+    api::{client::Client, server},
+    dataplane::{DataPlane, LoadOptions, pins, program_name},
+    health::Checker,
+    net::{self, Interface, Net},
+    reconcile::{BackendKey, Lingering, Observed, VerdictSeen},
+    state::{
+        Admin, BackendSpec, Change, Desired, Facts, Health, ServiceOptions, ServiceSpec, Settings, Source,
+        file::StateFile, words::parse_vip,
+    },
+};
+
+/// What `lb attach` was told.
+#[derive(Clone, Debug)]
+pub struct AttachOptions {
+    /// The API's socket.
+    pub socket: PathBuf,
+    /// Directory of the state file.
+    pub state_dir: PathBuf,
+    /// Directory of the pins.
+    pub bpffs: PathBuf,
+    /// Interfaces and how to attach.
+    pub settings: Settings,
+    /// VIPs as typed.
+    pub vips: Vec<String>,
+    /// Backends; none = no new service.
+    pub backends: Vec<(SocketAddr, u16)>,
+    /// What else was said of the service.
+    pub options: ServiceOptions,
+    /// Level of the data path's log.
+    pub log_level: u8,
+    /// Say what it would do, and do nothing.
+    pub dry_run: bool,
+    /// Override the guards that may be overridden.
+    pub force: bool,
+}
+
+/// Attaches, and works until it is told to end.
+pub async fn attach(options: AttachOptions) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(
+            Error::failed("attach: lb loads programs into the kernel, which needs root").hint("sudo lb attach ..")
+        );
+    }
+    if Client::new(&options.socket).answers().await {
+        return Err(Error::refused(format!("attach: a daemon answers on {} already", options.socket.display()))
+            .hint("`lb status` shows it, `lb service add` adds to it, `lb detach` ends it"));
+    }
+    let net = Net::new()?;
+    let mut interfaces = Vec::new();
+    for name in &options.settings.interfaces {
+        interfaces.push(net.interface(name).await?);
+    }
+    let service = service(&options, &interfaces)?;
+    let adopting = pins::exists(&options.bpffs);
+    let state = StateFile::open(&options.state_dir)?;
+    let before = if adopting { state.load()?.unwrap_or_default() } else { Desired::default() };
+    let change = Change::Attach { settings: Box::new(options.settings.clone()), service: service.map(Box::new) };
+    let facts = facts(&net, &change, &interfaces).await?;
+    let outcome = before.change(&change, &facts, options.force)?;
+    for warning in &outcome.warnings {
+        eprintln!("lb: warning: {warning}");
+    }
+    if options.dry_run {
+        println!("{}", outcome.summary.join("\n"));
+        println!("lb: dry run: nothing was changed");
+        return Ok(());
+    }
+    refuse_foreign(&interfaces, &options)?;
+    let load = LoadOptions {
+        bpffs: options.bpffs.clone(),
+        max_flows: options.settings.max_flows,
+        log_level: options.log_level,
+    };
+    let (plane, lost) = if adopting { DataPlane::adopt(&load)? } else { (DataPlane::load(&load)?, BTreeMap::new()) };
+    for (name, why) in &lost {
+        eprintln!("lb: warning: {name}: its link could not be taken over: {why}");
+    }
+    let started = start(options.clone(), net, plane, state, outcome.desired, interfaces).await;
+    if started.is_err() && !adopting {
+        pins::remove(&options.bpffs)?;
+    }
+    started
+}
+
+/// Makes the daemon, brings the maps up to date, attaches, and only then says that it is ready.
+async fn start(
+    options: AttachOptions,
+    net: Net,
+    plane: DataPlane,
+    state: StateFile,
+    desired: Desired,
+    interfaces: Vec<Interface>,
+) -> Result<()> {
+    let listener = server::bind(&options.socket).await?;
+    let (results, incoming) = mpsc::unbounded_channel();
+    let mut daemon = Daemon {
+        net,
+        observed: recover(&plane, &desired),
+        plane,
+        bpffs: options.bpffs.clone(),
+        desired,
+        attached: BTreeMap::new(),
+        checker: Checker::new(results),
+        checks: BTreeMap::new(),
+        state,
+        announced: Vec::new(),
+        started: Instant::now(),
+    };
+    for interface in interfaces {
+        // Tables first: the interface is only told of when it is attached.
+        let attachment = Attachment { xdp: options.settings.xdp, interface, gone: false };
+        daemon.attached.insert(attachment.interface.name.clone(), attachment);
+    }
+    daemon.see_network().await?;
+    daemon.apply()?;
+    daemon.attach_all()?;
+    daemon.see_network().await?;
+    daemon.announce().await?;
+    daemon.state.save(&daemon.desired)?;
+    daemon.aim_checks();
+    let (calls, requests) = mpsc::channel(64);
+    tokio::spawn(server::serve(listener, calls));
+    let ended = {
+        println!("lb: ready");
+        daemon.run(requests, incoming).await
+    };
+    match std::fs::remove_file(&options.socket) {
+        Ok(()) | Err(_) => ended,
+    }
+}
+
+impl Daemon {
+    fn attach_all(&mut self) -> Result<()> {
+        for (name, attachment) in &mut self.attached {
+            let is_veth = attachment.interface.kind.as_deref() == Some("veth");
+            let done = self.plane.attach(name, attachment.interface.index, is_veth, attachment.xdp)?;
+            attachment.xdp = done.xdp;
+            match done.why {
+                Some(why) => println!("{name}: attached, {} ({why})", done.xdp),
+                None => println!("{name}: attached, {}", done.xdp),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts VIPs on the device that `--announce` names.
+    async fn announce(&mut self) -> Result<()> {
+        let Some(device) = self.desired.settings.announce.clone() else { return Ok(()) };
+        let device = self.net.interface(&device).await?;
+        let vips: BTreeSet<IpAddr> =
+            self.desired.services.values().flat_map(|service| &service.vips).map(|vip| vip.address).collect();
+        for address in vips.into_iter().filter(|address| !device.addresses.contains(address)) {
+            self.net.add_address(device.index, address).await?;
+            self.announced.push((device.index, address));
+            println!("{address}: on {}", device.name);
+        }
+        Ok(())
+    }
+}
+
+/// The service that the flags describe.
+fn service(options: &AttachOptions, interfaces: &[Interface]) -> Result<Option<ServiceSpec>> {
+    if options.backends.is_empty() && options.vips.is_empty() {
+        return Ok(None);
+    }
+    let own = interfaces.first().and_then(|interface| interface.addresses.iter().find(|a| a.is_ipv4()).copied());
+    let vips: Vec<_> = match options.vips.as_slice() {
+        [] => vec![parse_vip(&common_port(&options.backends)?.to_string(), own)?],
+        typed => typed.iter().map(|text| parse_vip(text, own)).collect::<Result<_>>()?,
+    };
+    let mut service = ServiceSpec::new(vips[0], Source::Flags);
+    service.vips = vips;
+    apply_options(&mut service, &options.options);
+    service.backends = options
+        .backends
+        .iter()
+        .map(|(address, weight)| BackendSpec {
+            address: *address,
+            weight: *weight,
+            admin: Admin::Ready,
+            source: Source::Flags,
+        })
+        .collect();
+    service.backends.sort_by_key(|backend| backend.address);
+    Ok(Some(service))
+}
+
+/// What was said of a new service.
+pub(crate) fn apply_options(service: &mut ServiceSpec, options: &ServiceOptions) {
+    if let Some(name) = &options.name {
+        service.name.clone_from(name);
+    }
+    if let Some(probe) = &options.health {
+        service.health.probe = probe.clone();
+    }
+    service.mode = options.mode.unwrap_or(service.mode);
+    service.scheduler = options.scheduler.unwrap_or(service.scheduler);
+    service.affinity = options.affinity.filter(|time| !time.is_zero());
+    service.on_down = options.on_down.unwrap_or(service.on_down);
+    service.on_empty = options.on_empty.unwrap_or(service.on_empty);
+}
+
+/// The port that all backends share.
+fn common_port(backends: &[(SocketAddr, u16)]) -> Result<u16> {
+    let ports: BTreeSet<u16> = backends.iter().map(|(address, _)| address.port()).collect();
+    match ports.first() {
+        Some(port) if ports.len() == 1 => Ok(*port),
+        _ => Err(Error::usage("attach: the backends have different ports, so the VIP's is not clear")
+            .hint("say it: --vip ADDR:PORT")),
+    }
+}
+
+async fn facts(net: &Net, change: &Change, attached: &[Interface]) -> Result<Facts> {
+    let interfaces = net.interfaces().await?;
+    let mut routes = BTreeMap::new();
+    for address in change.backends() {
+        routes.insert(address.ip(), net.route_to(address.ip()).await?);
+    }
+    Ok(Facts {
+        host_addresses: interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect(),
+        listeners: net::listeners(),
+        local_port_range: net::local_port_range(),
+        attached: attached.iter().map(|interface| (interface.index, interface.name.clone())).collect(),
+        interfaces: interfaces.iter().map(|interface| (interface.index, interface.name.clone())).collect(),
+        routes,
+        ..Facts::default()
+    })
+}
+
+/// Another program on an interface is somebody else's.
+fn refuse_foreign(interfaces: &[Interface], options: &AttachOptions) -> Result<()> {
+    let ours = pins::links(&options.bpffs);
+    for interface in interfaces.iter().filter(|interface| !ours.contains(&interface.name)) {
+        if let Some(id) = interface.xdp_program {
+            let name = program_name(id).unwrap_or_else(|| "?".to_owned());
+            return Err(Error::refused(format!(
+                "attach {}: another XDP program is attached to it (id {id}, name '{name}')",
+                interface.name
+            ))
+            .hint(format!("end its owner; if it has none any more: sudo ip link set dev {} xdp off", interface.name)));
+        }
+    }
+    Ok(())
+}
+
+/// What the maps of an adopted data plane say: identities, verdicts, backends whose flows go on.
+fn recover(plane: &DataPlane, desired: &Desired) -> Observed {
+    let found = plane.recover();
+    let mut observed = Observed::default();
+    let names: BTreeMap<u64, &String> =
+        desired.services.keys().map(|name| (hash::name(name.as_bytes()).max(1), name)).collect();
+    for (id, service) in &found.services {
+        if let Some(name) = names.get(&service.name_hash) {
+            observed.service_ids.insert((*name).clone(), *id);
+        }
+    }
+    let name_of =
+        |wanted: u32| observed.service_ids.iter().find(|(_, id)| **id == wanted).map(|(name, _)| name.clone());
+    let wanted: BTreeSet<BackendKey> = super::keys(desired).collect();
+    let mut lingering = BTreeMap::new();
+    for (id, value) in &found.backends {
+        // The service may be gone while flows to its backend go on: any name that no service has will do.
+        let service = name_of(value.service).unwrap_or_else(|| format!("(removed {})", value.service));
+        let address = IpAddr::from(value.address[0].get().to_be_bytes());
+        let key = BackendKey { service, address: SocketAddr::new(address, value.port.get()) };
+        if let Some((health, since)) = verdict_of(value) {
+            observed.verdicts.insert(key.clone(), VerdictSeen { health, since, was_up: health == Health::Down });
+        }
+        if !wanted.contains(&key) {
+            let reset = value.flags & lb_common::maps::backend_flag::RESET != 0;
+            lingering.insert(key.clone(), Lingering { value: *value, reset });
+        }
+        observed.backend_ids.insert(key, *id);
+    }
+    observed.lingering = lingering;
+    observed
+}
