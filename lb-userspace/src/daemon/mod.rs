@@ -6,6 +6,7 @@
 mod start;
 mod view;
 
+pub(crate) use start::apply_options;
 pub use start::{AttachOptions, attach};
 
 use std::{

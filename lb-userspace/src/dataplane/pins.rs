@@ -71,15 +71,21 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> Error {
     error.hint("lb needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")
 }
 
+/// Removes the links of some interfaces: forwarding ends there.
+pub fn remove_links(bpffs: &Path, names: &[String]) -> Result<()> {
+    for name in names {
+        let path = directory(bpffs).join(format!("{LINK}{name}"));
+        fs::remove_file(&path).map_err(|error| cannot("remove", &path, &error))?;
+    }
+    Ok(())
+}
+
 /// Removes every pin of this layout: links first, so that forwarding stops before tables go. Works without a daemon.
 /// Gives the names of the interfaces that were attached.
 pub fn remove(bpffs: &Path) -> Result<Vec<String>> {
     let directory = directory(bpffs);
     let interfaces = links(bpffs);
-    for name in &interfaces {
-        let path = directory.join(format!("{LINK}{name}"));
-        fs::remove_file(&path).map_err(|error| cannot("remove", &path, &error))?;
-    }
+    remove_links(bpffs, &interfaces)?;
     // Then the program: without it this is no data plane, whatever is still there if this is interrupted.
     let program = directory.join(PROGRAM);
     if program.exists() {

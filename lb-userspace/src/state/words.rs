@@ -9,6 +9,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::Probe;
 use crate::{Error, Result};
 
 macro_rules! words {
@@ -346,6 +347,22 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         _ => return Err(wrong()),
     };
     Ok(Duration::from_millis(number.checked_mul(millis).ok_or_else(wrong)?))
+}
+
+/// Parses a health check: `tcp`, `http[:PATH]`, `https[:PATH]` or `none`.
+pub fn parse_probe(text: &str) -> Result<Probe> {
+    let (kind, path) = text.split_once(':').unwrap_or((text, "/"));
+    let wrong = |why: String| Err(Error::usage(why).hint("tcp, http[:PATH], https[:PATH] or none"));
+    if !path.starts_with('/') {
+        return wrong(format!("health '{text}': the path must begin with '/'"));
+    }
+    match kind {
+        "tcp" if kind == text => Ok(Probe::Tcp),
+        "none" if kind == text => Ok(Probe::None),
+        "http" => Ok(Probe::Http { path: path.to_owned() }),
+        "https" => Ok(Probe::Https { path: path.to_owned() }),
+        _ => wrong(format!("'{text}' is not a health check")),
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,396 @@
+//! What may be typed.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::state::{
+    Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, ServiceOptions, XdpMode,
+    words::{parse_backends, parse_duration, parse_probe},
+};
+
+/// A list of backends in one word; a name of its own, because clap reads a `Vec` as several words.
+type Backends = Vec<(SocketAddr, u16)>;
+
+/// A layer-4 load balancer in the Linux kernel
+#[derive(Clone, Debug, Parser)]
+#[command(name = "lb", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// The daemon's socket
+    #[arg(long, global = true, env = "LB_SOCKET", default_value = "/run/lb/lb.sock", hide_env_values = true)]
+    pub socket: PathBuf,
+    /// Directory of the saved state
+    #[arg(long, global = true, env = "LB_STATE_DIR", default_value = "/var/lib/lb", hide_env_values = true)]
+    pub state_dir: PathBuf,
+    /// Directory of the pinned data path, on a BPF file system
+    #[arg(long, global = true, env = "LB_BPFFS", default_value = "/sys/fs/bpf/lb", hide_env_values = true)]
+    pub bpffs: PathBuf,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    pub output: Output,
+    /// Print only errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print more; twice: much more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// One JSON value
+    Json,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Attach to interfaces and balance
+    Attach(Box<Attach>),
+    /// End forwarding on interfaces, or on all; without a daemon too
+    Detach { interfaces: Vec<String> },
+    /// Services: VIPs and how they are served
+    #[command(subcommand)]
+    Service(Service),
+    /// Backends: the servers of a service
+    #[command(subcommand)]
+    Backend(Backend),
+    /// The whole picture
+    Status,
+    /// What health checks say
+    Health,
+    /// Packets by reason, with what to do about it
+    Drops,
+    /// Connections
+    #[command(subcommand)]
+    Conn(Conn),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Attach {
+    /// Interfaces that packets come in and leave by
+    #[arg(required = true)]
+    pub interfaces: Vec<String>,
+    /// [ADDR:]PORT[/tcp|udp]; default: the interface's address and the port that all backends share
+    #[arg(long)]
+    pub vip: Vec<String>,
+    /// ADDR:PORT[=WEIGHT],...
+    #[arg(long, value_parser = parse_backends)]
+    pub backends: Option<Backends>,
+    #[command(flatten)]
+    pub service: ServiceArguments,
+    /// auto, native or generic
+    #[arg(long, default_value = "auto")]
+    pub xdp: XdpMode,
+    /// Put the VIP on DEV (default: the first interface)
+    #[arg(long, value_name = "DEV", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub announce: Option<String>,
+    /// More addresses that NAT may use
+    #[arg(long, value_name = "ADDR,..", value_delimiter = ',')]
+    pub snat: Vec<IpAddr>,
+    /// Ports that NAT may use
+    #[arg(long, value_name = "LO-HI", value_parser = parse_ports)]
+    pub snat_ports: Option<(u16, u16)>,
+    /// Size of the flow table
+    #[arg(long, value_name = "N", default_value_t = lb_common::maps::DEFAULT_MAX_FLOWS)]
+    pub max_flows: u32,
+    /// What ending this does to the data path: detach or keep
+    #[arg(long, default_value = "detach")]
+    pub on_exit: OnExit,
+    /// Level of the data path's own log: 0 (off) to 5
+    #[arg(long, value_name = "LEVEL", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub bpf_log: u8,
+    /// Say what it would do, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Override the guards that may be overridden
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServiceArguments {
+    /// The service's name; default: its first VIP
+    #[arg(long)]
+    pub name: Option<String>,
+    /// nat (dnat, dsr, ipip, gue: not in this version)
+    #[arg(long)]
+    pub mode: Option<Mode>,
+    /// maglev (round-robin, least-conn, source-hash, random: not in this version)
+    #[arg(long)]
+    pub scheduler: Option<Scheduler>,
+    /// Same client address, same backend, for this long (not in this version)
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub affinity: Option<Duration>,
+    /// tcp, http[:PATH] or none
+    #[arg(long, value_parser = parse_probe)]
+    pub health: Option<Probe>,
+    /// What happens to flows of a backend that is down: auto, reset or keep
+    #[arg(long)]
+    pub on_down: Option<OnDown>,
+    /// What happens to new flows when nobody is usable: reject or drop
+    #[arg(long)]
+    pub on_empty: Option<OnEmpty>,
+}
+
+impl From<ServiceArguments> for ServiceOptions {
+    fn from(typed: ServiceArguments) -> Self {
+        let ServiceArguments { name, mode, scheduler, affinity, health, on_down, on_empty } = typed;
+        Self { name, mode, scheduler, affinity, health, on_down, on_empty }
+    }
+}
+
+/// How long to wait for what a change is to bring about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// As long as it takes.
+    Forever,
+    /// This long.
+    For(Duration),
+}
+
+fn parse_wait(text: &str) -> crate::Result<Wait> {
+    if text.is_empty() { Ok(Wait::Forever) } else { parse_duration(text).map(Wait::For) }
+}
+
+fn parse_ports(text: &str) -> crate::Result<(u16, u16)> {
+    let wrong = || crate::Error::usage(format!("'{text}' is not a range of ports (LO-HI, as in 20000-29999)"));
+    let (low, high) = text.split_once('-').ok_or_else(wrong)?;
+    match (low.parse(), high.parse()) {
+        (Ok(low), Ok(high)) if 0 < low && low <= high => Ok((low, high)),
+        _ => Err(wrong()),
+    }
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct How {
+    /// Wait until it has its effect
+    #[arg(long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_wait)]
+    pub wait: Option<Wait>,
+    /// Say what it would do, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Service {
+    /// All services
+    List,
+    /// One service with its backends
+    Show { service: String },
+    /// A new service
+    Add {
+        /// ADDR:PORT[/tcp|udp]
+        vip: crate::state::Vip,
+        #[command(flatten)]
+        options: ServiceArguments,
+        /// ADDR:PORT[=WEIGHT],...
+        #[arg(long, value_parser = parse_backends)]
+        backends: Option<Backends>,
+        /// Override the guards that may be overridden
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Change a service
+    Set {
+        service: String,
+        #[command(flatten)]
+        options: ServiceArguments,
+        /// Replaces the list
+        #[arg(long, value_parser = parse_backends)]
+        backends: Option<Backends>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Remove a service; its flows go on until they end
+    Remove {
+        service: String,
+        /// Reset its flows now
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Of {
+    /// The service: its name or a VIP; may be left out while there is one
+    #[arg(short, long)]
+    pub service: Option<String>,
+    #[command(flatten)]
+    pub how: How,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Backend {
+    /// All backends
+    List {
+        /// Only of this service
+        #[arg(short, long)]
+        service: Option<String>,
+    },
+    /// New backends
+    Add {
+        /// ADDR:PORT[=WEIGHT]
+        #[arg(required = true, value_parser = crate::state::words::parse_backend)]
+        backends: Vec<(SocketAddr, u16)>,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Remove backends; their flows go on until they end
+    Remove {
+        #[arg(required = true)]
+        backends: Vec<SocketAddr>,
+        /// Reset their flows now, even of the last usable one
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Change a backend's weight; 0 takes no new flows
+    Weight {
+        backend: SocketAddr,
+        weight: u16,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// No new flows, old ones go on
+    Drain {
+        #[arg(required = true)]
+        backends: Vec<SocketAddr>,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Back in service
+    Ready {
+        #[arg(required = true)]
+        backends: Vec<SocketAddr>,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// No new flows, no checks, live flows are reset
+    Maint {
+        #[arg(required = true)]
+        backends: Vec<SocketAddr>,
+        #[command(flatten)]
+        of: Of,
+    },
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct Filter {
+    /// Of this service
+    #[arg(short, long)]
+    pub service: Option<String>,
+    /// To this backend
+    #[arg(long)]
+    pub backend: Option<SocketAddr>,
+    /// From this client address
+    #[arg(long)]
+    pub client: Option<IpAddr>,
+    /// In this state: syn, syn-ack, established, fin-client, fin-backend, udp
+    #[arg(long)]
+    pub state: Option<String>,
+    /// No more than this many
+    #[arg(long)]
+    pub limit: Option<usize>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Conn {
+    /// Live connections
+    List(Filter),
+    /// How many there are
+    Count(Filter),
+    /// Reset connections
+    Flush {
+        #[command(flatten)]
+        filter: Filter,
+        /// All of them
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_contracts_lines_are_understood() {
+        let lines = [
+            "lb attach eth0 --backends 10.0.0.2:8080,10.0.0.3:8080",
+            "lb attach eth0 eth1 --vip 10.0.0.1:80 --vip 53/udp --backends 10.0.0.2:80=5 --xdp native --announce",
+            "lb attach eth0 --announce=lo --snat 10.0.0.8,10.0.0.9 --snat-ports 2000-2999 --max-flows 4096 --on-exit keep",
+            "lb attach eth0 --bpf-log 3 --dry-run --force --health http:/up --on-down reset --on-empty drop --name web",
+            "lb detach",
+            "lb detach eth0 -o json",
+            "lb service list -o json",
+            "lb service add 10.0.0.1:80 --backends 10.0.0.2:80 --scheduler wlc --affinity 10m",
+            "lb service set web --backends 10.0.0.2:80 --wait=5s",
+            "lb service remove web --force --dry-run",
+            "lb backend add 10.0.0.2:80=3 10.0.0.3:80 -s web --wait",
+            "lb backend drain 10.0.0.2:80 --wait=30s",
+            "lb backend weight 10.0.0.2:80 0",
+            "lb conn list -s web --backend 10.0.0.2:80 --client 192.0.2.1 --state established --limit 10",
+            "lb conn flush --all",
+            "lb status --socket /tmp/x -q",
+            "lb -v health",
+        ];
+        for line in lines {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn an_optional_value_needs_an_equals_sign() {
+        let Command::Backend(Backend::Drain { backends, of }) =
+            parse("lb backend drain --wait 10.0.0.2:80").unwrap().command
+        else {
+            panic!("not a drain")
+        };
+        assert_eq!((backends.len(), of.how.wait), (1, Some(Wait::Forever)));
+    }
+
+    #[test]
+    fn wrong_lines_are_refused_with_the_word_that_is_wrong() {
+        let lines = [
+            ("lb attach", "INTERFACES"),
+            ("lb attach eth0 --backends 10.0.0.2", "port is missing"),
+            ("lb attach eth0 --backends 10.0.0.2:80,10.0.0.2:80", "named twice"),
+            ("lb attach eth0 --xdp fast", "'fast' is not a XDP mode"),
+            ("lb attach eth0 --snat-ports 9-5", "not a range of ports"),
+            ("lb attach eth0 --max-flows many", "many"),
+            ("lb attach eth0 --bpf-log 9", "9"),
+            ("lb attach eth0 --nonsense", "--nonsense"),
+            ("lb backend drain", "BACKENDS"),
+            ("lb backend weight 10.0.0.2:80 70000", "70000"),
+            ("lb backend drain 10.0.0.2:80 --wait=soon", "'soon' is not a time"),
+            ("lb service add web", "'web'"),
+            ("lb service set web --health ftp", "'ftp' is not a health check"),
+            ("lb conn list --client me", "me"),
+            ("lb frobnicate", "frobnicate"),
+            ("lb status -q -v", "--quiet"),
+        ];
+        for (line, word) in lines {
+            let error = parse(line).expect_err(line).to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Commands that ask the daemon.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    arguments::{Arguments, Backend, Command, Conn, Filter, How, Of, Output, Service, Wait},
+    print,
+};
+use crate::{
+    Error, Result,
+    api::{Changed, Conn as Connection, ConnFilter, Drop, Request, Status, client::Client},
+    daemon::apply_options,
+    error::Kind,
+    state::{Admin, BackendSpec, Change, Health, ServiceSpec, Source},
+};
+
+/// Time between two looks while waiting.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a change is waited for.
+enum Until {
+    Applied,
+    Up(Option<String>, Vec<SocketAddr>),
+    NoFlows(ConnFilter, Vec<SocketAddr>),
+}
+
+/// Does what was typed.
+pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
+    let client = Client::new(&arguments.socket);
+    let out = arguments.output;
+    match command {
+        Command::Status => print::status(&client.ask(&Request::Status).await?, out),
+        Command::Health => print::health(&client.ask(&Request::Status).await?, out),
+        Command::Drops => print::drops(&client.ask::<Vec<Drop>>(&Request::Drops).await?, out),
+        Command::Service(service) => return ask_service(&client, service, out).await,
+        Command::Backend(backend) => return ask_backend(&client, backend, out).await,
+        Command::Conn(conn) => return ask_conn(&client, conn, out).await,
+        Command::Attach(_) | Command::Detach { .. } => {}
+    }
+    Ok(())
+}
+
+async fn ask_service(client: &Client, command: Service, out: Output) -> Result<()> {
+    match command {
+        Service::List => print::services(&client.ask::<Status>(&Request::Status).await?.services, out),
+        Service::Show { service } => {
+            let status: Status = client.ask(&Request::Status).await?;
+            print::service(find(&status, Some(&service))?, out);
+        }
+        Service::Add { vip, options, backends, force, how } => {
+            let mut service = ServiceSpec::new(vip, Source::Cli);
+            apply_options(&mut service, &options.into());
+            let backends = backends.unwrap_or_default();
+            let addresses: Vec<_> = backends.iter().map(|(address, _)| *address).collect();
+            let spec = |(address, weight)| BackendSpec { address, weight, admin: Admin::Ready, source: Source::Cli };
+            service.backends = backends.into_iter().map(spec).collect();
+            service.backends.sort_by_key(|backend| backend.address);
+            let until = Until::Up(Some(service.name.clone()), addresses);
+            change(client, Change::AddService { service: Box::new(service) }, force, &how, until, out).await?;
+        }
+        Service::Set { service, options, backends, how } => {
+            let wanted = Change::SetService { service, options: Box::new(options.into()), backends };
+            change(client, wanted, false, &how, Until::Applied, out).await?;
+        }
+        Service::Remove { service, force, how } => {
+            let filter = ConnFilter::default();
+            let status: Status = client.ask(&Request::Status).await?;
+            let backends = find(&status, Some(&service))?.backends.iter().map(|backend| backend.address).collect();
+            let until = Until::NoFlows(filter, backends);
+            change(client, Change::RemoveService { service }, force, &how, until, out).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn ask_backend(client: &Client, command: Backend, out: Output) -> Result<()> {
+    let no_flows = |addresses: &[SocketAddr]| Until::NoFlows(ConnFilter::default(), addresses.to_vec());
+    let (wanted, force, how, until) = match command {
+        Backend::List { service } => {
+            let status: Status = client.ask(&Request::Status).await?;
+            let services = match service {
+                Some(name) => vec![find(&status, Some(&name))?.clone()],
+                None => status.services,
+            };
+            print::backends(&services.into_iter().flat_map(|service| service.backends).collect::<Vec<_>>(), out);
+            return Ok(());
+        }
+        Backend::Add { backends, of: Of { service, how } } => {
+            let until = Until::Up(service.clone(), backends.iter().map(|(address, _)| *address).collect());
+            (Change::AddBackends { service, backends }, false, how, until)
+        }
+        Backend::Remove { backends, force, of: Of { service, how } } => {
+            let until = no_flows(&backends);
+            (Change::RemoveBackends { service, backends }, force, how, until)
+        }
+        Backend::Weight { backend, weight, of: Of { service, how } } => {
+            (Change::SetWeight { service, backend, weight }, false, how, Until::Applied)
+        }
+        Backend::Drain { backends, of: Of { service, how } } => {
+            let until = no_flows(&backends);
+            (Change::SetAdmin { service, backends, admin: Admin::Drain }, false, how, until)
+        }
+        Backend::Ready { backends, of: Of { service, how } } => {
+            let until = Until::Up(service.clone(), backends.clone());
+            (Change::SetAdmin { service, backends, admin: Admin::Ready }, false, how, until)
+        }
+        Backend::Maint { backends, of: Of { service, how } } => {
+            let until = no_flows(&backends);
+            (Change::SetAdmin { service, backends, admin: Admin::Maint }, false, how, until)
+        }
+    };
+    change(client, wanted, force, &how, until, out).await
+}
+
+async fn ask_conn(client: &Client, command: Conn, out: Output) -> Result<()> {
+    match command {
+        Conn::List(filter) => {
+            print::connections(
+                &client.ask::<Vec<Connection>>(&Request::Connections { filter: filter.into() }).await?,
+                out,
+            );
+        }
+        Conn::Count(filter) => {
+            println!("{}", client.ask::<u64>(&Request::CountConnections { filter: filter.into() }).await?);
+        }
+        Conn::Flush { filter, all } => {
+            let filter = ConnFilter::from(filter);
+            if filter == ConnFilter::default() && !all {
+                return Err(Error::usage("conn flush: this would reset every connection")
+                    .hint("--all if you mean it; or -s, --backend, --client, --state"));
+            }
+            let flushed: u64 = client.ask(&Request::Flush { filter }).await?;
+            match out {
+                Output::Json => println!("{flushed}"),
+                Output::Table => println!("{flushed} connections: reset at their clients' next packet"),
+            }
+        }
+    }
+    Ok(())
+}
+
+impl From<Filter> for ConnFilter {
+    fn from(typed: Filter) -> Self {
+        let Filter { service, backend, client, state, limit } = typed;
+        Self { service, backend, client, state, limit }
+    }
+}
+
+fn find<'a>(status: &'a Status, wanted: Option<&str>) -> Result<&'a crate::api::Service> {
+    let names: Vec<_> = status.services.iter().map(|service| service.name.as_str()).collect();
+    let vip = wanted.and_then(|text| text.parse::<crate::state::Vip>().ok());
+    let found = match wanted {
+        None if status.services.len() == 1 => status.services.first(),
+        None => None,
+        Some(wanted) => status
+            .services
+            .iter()
+            .find(|service| service.name == wanted || vip.is_some_and(|vip| service.vips.contains(&vip))),
+    };
+    found.ok_or_else(|| {
+        let known =
+            if names.is_empty() { "there is none yet".to_owned() } else { format!("known: {}", names.join(" ")) };
+        Error::not_found(format!("service {}: there is none of this name or VIP", wanted.unwrap_or("?"))).hint(known)
+    })
+}
+
+async fn change(client: &Client, change: Change, force: bool, how: &How, until: Until, out: Output) -> Result<()> {
+    let changed: Changed = client.ask(&Request::Change { change, force, dry_run: how.dry_run }).await?;
+    for warning in &changed.warnings {
+        eprintln!("lb: warning: {warning}");
+    }
+    match out {
+        Output::Json => println!("{}", serde_json::json!(changed)),
+        Output::Table => changed.summary.iter().for_each(|sentence| println!("{sentence}")),
+    }
+    match how.wait {
+        Some(wait) if !how.dry_run => wait_until(client, wait, &until).await,
+        _ => Ok(()),
+    }
+}
+
+async fn wait_until(client: &Client, wait: Wait, until: &Until) -> Result<()> {
+    let begun = Instant::now();
+    let mut shown = None;
+    loop {
+        let (left, what) = match until {
+            Until::Applied => return Ok(()),
+            Until::Up(service, addresses) => {
+                let status: Status = client.ask(&Request::Status).await?;
+                let backends = &find(&status, service.as_deref())?.backends;
+                let waiting = backends.iter().filter(|b| addresses.contains(&b.address) && b.health != Health::Up);
+                (waiting.count() as u64, "backends not yet up")
+            }
+            Until::NoFlows(filter, addresses) => {
+                let mut flows = 0;
+                for address in addresses {
+                    let filter = ConnFilter { backend: Some(*address), ..filter.clone() };
+                    flows += client.ask::<u64>(&Request::CountConnections { filter }).await?;
+                }
+                (flows, "live flows")
+            }
+        };
+        if shown != Some(left) {
+            eprintln!("{left} {what}");
+            shown = Some(left);
+        }
+        if left == 0 {
+            return Ok(());
+        }
+        if let Wait::For(limit) = wait
+            && begun.elapsed() >= limit
+        {
+            return Err(Error::new(Kind::TimedOut, format!("--wait: still {left} {what} after {limit:?}"))
+                .hint("the change stays; wait again, or look with `lb status`"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

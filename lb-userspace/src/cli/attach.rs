@@ -1,0 +1,99 @@
+//! `lb attach` and `lb detach`.
+
+use std::collections::BTreeSet;
+
+use super::arguments::{Arguments, Attach, Output};
+use crate::{
+    Error, Result,
+    api::{Request, client::Client},
+    daemon::{self, AttachOptions},
+    dataplane::pins,
+    net::Net,
+    state::{Settings, file::StateFile},
+};
+
+/// `lb attach`.
+pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = typed.interfaces.iter().find(|name| !seen.insert(*name)) {
+        return Err(Error::usage(format!("attach: interface {twice} is named twice")).hint("name it once"));
+    }
+    let announce = typed.announce.map(|device| if device.is_empty() { typed.interfaces[0].clone() } else { device });
+    daemon::attach(AttachOptions {
+        socket: arguments.socket.clone(),
+        state_dir: arguments.state_dir.clone(),
+        bpffs: arguments.bpffs.clone(),
+        settings: Settings {
+            interfaces: typed.interfaces,
+            xdp: typed.xdp,
+            announce,
+            snat: typed.snat,
+            snat_ports: typed.snat_ports,
+            max_flows: typed.max_flows,
+            on_exit: typed.on_exit,
+        },
+        vips: typed.vip,
+        backends: typed.backends.unwrap_or_default(),
+        options: typed.service.into(),
+        log_level: typed.bpf_log,
+        dry_run: typed.dry_run,
+        force: typed.force,
+    })
+    .await
+}
+
+/// `lb detach`: by the daemon, or by removing the pins when there is none.
+pub async fn detach(arguments: &Arguments, interfaces: Vec<String>) -> Result<()> {
+    let client = Client::new(&arguments.socket);
+    let names: Vec<String> = if client.answers().await {
+        client.ask(&Request::Detach { interfaces }).await?
+    } else {
+        without_a_daemon(arguments, interfaces).await?
+    };
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::json!(names)),
+        Output::Table => names.iter().for_each(|name| println!("{name}: detached")),
+    }
+    Ok(())
+}
+
+async fn without_a_daemon(arguments: &Arguments, interfaces: Vec<String>) -> Result<Vec<String>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(
+            Error::failed("detach: no daemon answers, and removing its data path needs root").hint("sudo lb detach")
+        );
+    }
+    let links = pins::links(&arguments.bpffs);
+    if links.is_empty() && !pins::exists(&arguments.bpffs) {
+        return Err(Error::not_found(format!(
+            "detach: nothing is attached (no pins in {})",
+            arguments.bpffs.display()
+        ))
+        .hint("--bpffs names another place"));
+    }
+    if let Some(unknown) = interfaces.iter().find(|name| !links.contains(name)) {
+        return Err(Error::not_found(format!("{unknown}: not attached")).hint(format!("attached: {}", links.join(" "))));
+    }
+    if !interfaces.is_empty() && interfaces.len() < links.len() {
+        pins::remove_links(&arguments.bpffs, &interfaces)?;
+        return Ok(interfaces);
+    }
+    let state = StateFile::open(&arguments.state_dir)?;
+    // What was announced is in the saved state; without one there is nothing to withdraw.
+    if let Ok(Some(desired)) = state.load() {
+        withdraw(&desired).await?;
+    }
+    let removed = pins::remove(&arguments.bpffs)?;
+    state.forget()?;
+    Ok(removed)
+}
+
+async fn withdraw(desired: &crate::state::Desired) -> Result<()> {
+    let Some(device) = &desired.settings.announce else { return Ok(()) };
+    let net = Net::new()?;
+    let Ok(device) = net.interface(device).await else { return Ok(()) };
+    for vip in desired.services.values().flat_map(|service| &service.vips) {
+        net.remove_address(device.index, vip.address).await?;
+    }
+    Ok(())
+}
