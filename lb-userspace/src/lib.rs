@@ -7,14 +7,16 @@
 //! **Observations** come through the same door: verdicts of health checks ([`health`]), and interfaces, routes and
 //! neighbours by netlink ([`net`]).
 //!
-//! Around it: [`observe`] (metrics).
+//! Around it: [`observe`] (metrics), and [`demo`] in a [`lab`] of network namespaces.
 
 pub mod api;
 pub mod cli;
 pub mod daemon;
 pub mod dataplane;
+pub mod demo;
 pub mod error;
 pub mod health;
+pub mod lab;
 pub mod maglev;
 pub mod net;
 pub mod observe;

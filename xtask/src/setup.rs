@@ -23,8 +23,9 @@ pub enum Part {
 const BPF_LINKER: &str = "0.13.0";
 
 /// Programs that tests call, the Debian packages that have them, and why.
-const TOOLS: [(&str, &str, &str); 3] = [
+const TOOLS: [(&str, &str, &str); 4] = [
     ("ip", "iproute2", "network namespaces"),
+    ("ethtool", "ethtool", "settings of veth pairs that native XDP needs"),
     ("python3", "python3", "backends that never heard of lb"),
     ("curl", "curl", "a client that never heard of lb"),
 ];

@@ -58,6 +58,12 @@ pub enum Command {
     Attach(Box<Attach>),
     /// End forwarding on interfaces, or on all; without a daemon too
     Detach { interfaces: Vec<String> },
+    /// See it work: a lab in network namespaces, real traffic, a backend killed before your eyes
+    Demo {
+        /// Leave the lab running afterwards, until Ctrl-C
+        #[arg(long)]
+        keep: bool,
+    },
     /// Services: VIPs and how they are served
     #[command(subcommand)]
     Service(Service),

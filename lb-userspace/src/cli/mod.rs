@@ -36,6 +36,7 @@ async fn run(arguments: Arguments) -> crate::Result<()> {
     match arguments.command.clone() {
         Command::Attach(attach) => attach::attach(&arguments, *attach).await,
         Command::Detach { interfaces } => attach::detach(&arguments, interfaces).await,
+        Command::Demo { keep } => crate::demo::run(keep).await,
         command => ask::ask(&arguments, command).await,
     }
 }

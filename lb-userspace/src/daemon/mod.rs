@@ -38,6 +38,10 @@ use crate::{
 /// How often the network is looked at and removed backends are counted.
 const ROUND: Duration = Duration::from_secs(1);
 
+/// How often, and how long apart, new backends' neighbours are looked for before a change is called done.
+const NEIGHBOUR_LOOKS: u32 = 5;
+const NEIGHBOUR_LOOK: Duration = Duration::from_millis(50);
+
 /// An interface that the data path runs on.
 #[derive(Clone, Debug)]
 struct Attachment {
@@ -92,7 +96,7 @@ impl Daemon {
                         break End::Detached;
                     }
                 }
-                Some(result) = results.recv() => self.checked(result),
+                Some(result) = results.recv() => self.checked(result).await,
                 _ = round.tick() => self.look_around().await,
                 _ = interrupt.recv() => break End::Signal,
                 _ = terminate.recv() => break End::Signal,
@@ -141,7 +145,7 @@ impl Daemon {
         self.state.save(&desired)?;
         let old = std::mem::replace(&mut self.desired, desired);
         self.keep_removed(&old, force);
-        self.see_network().await?;
+        self.find_neighbours().await?;
         if let Err(error) = self.apply() {
             // Nothing half-applied: the old state stands again, in the file too.
             self.desired = old;
@@ -201,14 +205,17 @@ impl Daemon {
     }
 
     /// Takes the result of a health check.
-    fn checked(&mut self, result: Checked) {
+    async fn checked(&mut self, result: Checked) {
         let before = self.observed.verdicts.get(&result.key).map_or(Health::Unknown, |seen| seen.health);
         let (key, health) = (result.key.clone(), result.health);
         if before != health {
             tracing::info!(service = %key.service, backend = %key.address, %health, reason = %result.reason, "verdict");
             let seen = VerdictSeen { health, since: dataplane::now(), was_up: before == Health::Up };
             self.observed.verdicts.insert(key.clone(), seen);
-            if let Err(error) = self.apply() {
+            // The probe has made the kernel find its neighbour: no flow shall wait for the next round.
+            let known = self.observed.next_hops.contains_key(&key.address.ip());
+            let seen = if health == Health::Up && !known { self.see_network().await } else { Ok(()) };
+            if let Err(error) = seen.and_then(|()| self.apply()) {
                 tracing::error!(%error, "apply a verdict");
             }
         }
@@ -223,16 +230,26 @@ impl Daemon {
         if let Err(error) = seen {
             tracing::warn!(%error, "look at the network");
         }
-        if before.next_hops != self.observed.next_hops
+        let changed = before.next_hops != self.observed.next_hops
             || before.sources != self.observed.sources
             || before.host_addresses != self.observed.host_addresses
             || before.lingering != self.observed.lingering
-            || before.lingering_vips != self.observed.lingering_vips
-        {
-            if let Err(error) = self.apply() {
-                tracing::error!(%error, "apply what the network says");
-            }
+            || before.lingering_vips != self.observed.lingering_vips;
+        if changed && let Err(error) = self.apply() {
+            tracing::error!(%error, "apply what the network says");
         }
+    }
+
+    /// Looks at the network until every backend's neighbour is found, but not for long: the round goes on looking.
+    async fn find_neighbours(&mut self) -> Result<()> {
+        for _ in 0..NEIGHBOUR_LOOKS {
+            self.see_network().await?;
+            if keys(&self.desired).all(|key| self.observed.next_hops.contains_key(&key.address.ip())) {
+                break;
+            }
+            tokio::time::sleep(NEIGHBOUR_LOOK).await;
+        }
+        Ok(())
     }
 
     /// Interfaces, addresses, routes and neighbours as they are now.

@@ -126,7 +126,7 @@ async fn start(
         let attachment = Attachment { xdp: options.settings.xdp, interface, gone: false };
         daemon.attached.insert(attachment.interface.name.clone(), attachment);
     }
-    daemon.see_network().await?;
+    daemon.find_neighbours().await?;
     daemon.apply()?;
     daemon.attach_all()?;
     daemon.see_network().await?;

@@ -22,7 +22,7 @@ pub fn metrics(status: &Status, reasons: &[Drop]) -> String {
     for service in &status.services {
         text.value("lb_service_usable_backends", &[("service", &service.name)], service.usable as u64);
     }
-    let families: [(&str, &str, &str, fn(&crate::api::Backend) -> u64); 7] = [
+    let families: [Family; 7] = [
         ("lb_backend_up", "gauge", "Whether the last verdict was up.", |b| {
             u64::from(b.health == crate::state::Health::Up)
         }),
@@ -42,6 +42,9 @@ pub fn metrics(status: &Status, reasons: &[Drop]) -> String {
     }
     text.0
 }
+
+/// Name, kind, help and value of a metric that every backend has.
+type Family = (&'static str, &'static str, &'static str, fn(&crate::api::Backend) -> u64);
 
 struct Text(String);
 

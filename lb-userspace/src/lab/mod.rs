@@ -1,0 +1,158 @@
+//! Network namespaces as hosts, joined by a bridge: where `lb demo` and the end-to-end tests live.
+//!
+//! Nothing outside is touched: every host is a namespace of its own with one interface, `eth0`, and the switch is a
+//! bridge in another. Dropping the [`Lab`] removes all of it; namespaces of labs whose process is gone are removed by
+//! the next one.
+
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    os::{fd::AsFd as _, unix::process::CommandExt as _},
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread::JoinHandle,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::{Error, Result};
+
+/// What the name of every namespace of a lab begins with; the process's number follows.
+const PREFIX: &str = "lb-lab-";
+/// Name of the switch's bridge.
+const BRIDGE: &str = "br0";
+
+/// Several hosts on one network.
+pub struct Lab {
+    prefix: String,
+    hosts: Vec<String>,
+}
+
+/// One host of a lab.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    namespace: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+impl Lab {
+    /// A lab with a switch and no hosts.
+    pub fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        remove_leftovers();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut lab = Self { prefix: format!("{PREFIX}{}-{number}-", std::process::id()), hosts: Vec::new() };
+        let switch = lab.namespace("switch")?;
+        ip(&["-n", &switch, "link", "add", BRIDGE, "type", "bridge"])?;
+        ip(&["-n", &switch, "link", "set", BRIDGE, "up"])?;
+        Ok(lab)
+    }
+
+    fn namespace(&mut self, name: &str) -> Result<String> {
+        let namespace = format!("{}{name}", self.prefix);
+        ip(&["netns", "add", &namespace])?;
+        self.hosts.push(namespace.clone());
+        ip(&["-n", &namespace, "link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// A host on the switch, with an address of a /24 and an MTU. Its checksums are whole and GRO is on at the switch's
+    /// end, as native XDP on a veth needs it.
+    pub fn host(&mut self, name: &str, address: Ipv4Addr, mtu: u32) -> Result<Host> {
+        let (namespace, switch) = (self.namespace(name)?, format!("{}switch", self.prefix));
+        let (port, mtu) = (format!("p-{name}"), mtu.to_string());
+        ip(&[
+            "-n", &namespace, "link", "add", "eth0", "mtu", &mtu, "type", "veth", "peer", "name", &port, "netns",
+            &switch,
+        ])?;
+        ip(&["-n", &switch, "link", "set", &port, "master", BRIDGE, "mtu", &mtu, "up"])?;
+        ip(&["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        let host = Host { namespace, address };
+        offloads(&mut host.command("ethtool"), "eth0")?;
+        offloads(&mut Host { namespace: switch, address }.command("ethtool"), &port)?;
+        ip(&["-n", &host.namespace, "link", "set", "eth0", "up"])?;
+        Ok(host)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for namespace in &self.hosts {
+            // Nothing is left to be done about one that does not go.
+            let _ = ip(&["netns", "del", namespace]);
+        }
+    }
+}
+
+impl Host {
+    /// A command that runs on this host. Only its network is the host's: /sys with its pins stays this machine's.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let path = self.path();
+        // SAFETY: between fork and exec only system calls are made (open, setns), and nothing is shared.
+        unsafe {
+            command.pre_exec(move || {
+                let namespace = File::open(&path)?;
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).map_err(Into::into)
+            });
+        }
+        command
+    }
+
+    /// Runs something on a new thread whose network is this host's.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<Result<T>> {
+        let path = self.path();
+        std::thread::spawn(move || {
+            let enter = || setns(File::open(&path)?.as_fd(), CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from);
+            enter().map_err(|error| Error::failed(format!("enter {}: {error}", path.display())))?;
+            Ok(work())
+        })
+    }
+
+    /// How a person gets here.
+    #[must_use]
+    pub fn shell(&self) -> String {
+        format!("nsenter --net={}", self.path().display())
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.namespace)
+    }
+}
+
+fn offloads(ethtool: &mut Command, device: &str) -> Result<()> {
+    run(ethtool.args(["-K", device, "tx", "off", "gro", "on"]))
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    run(Command::new("ip").args(arguments))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let words: Vec<_> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(|w| w.to_string_lossy()).collect();
+    let typed = words.join(" ");
+    let output = command.output().map_err(|error| {
+        Error::failed(format!("{typed}: {error}"))
+            .hint("the lab needs root, and iproute2 and ethtool: cargo xtask setup")
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::failed(format!("{typed}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+        .hint("the lab needs root"))
+}
+
+/// Removes the namespaces of labs whose process is gone.
+fn remove_leftovers() {
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()).map(str::to_owned);
+        if pid.is_some_and(|pid| !PathBuf::from("/proc").join(pid).exists()) {
+            let _ = ip(&["netns", "del", &name]);
+        }
+    }
+}
