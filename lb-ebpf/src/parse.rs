@@ -62,8 +62,8 @@ pub fn parse(ctx: &XdpContext) -> Parsed {
     if head.load::<u16>(12) != TYPE_IPV4 {
         return Parsed::Done(Reason::NotOurs);
     }
-    let destination = Be32(head.load::<u32>(ETHERNET + ipv4::ADDRESSES + 4));
-    if !maps::bit(&maps::filter, filter_bit(destination)) {
+    let addresses = head.load::<u64>(ETHERNET + ipv4::ADDRESSES);
+    if !maps::bit(&maps::filter, filter_bit(Be32((addresses >> 32) as u32))) {
         return Parsed::Done(Reason::NotOurs);
     }
     let ingress = ctx.ingress_ifindex() as u32;
@@ -71,7 +71,7 @@ pub fn parse(ctx: &XdpContext) -> Parsed {
     if !for_us(head, interface) {
         return Parsed::Done(Reason::OtherMac);
     }
-    ipv4(ctx, frame, head, destination, ingress)
+    ipv4(ctx, frame, head, addresses, ingress)
 }
 
 /// Rule 36: the frame is addressed to this interface's own or virtual MAC.
@@ -87,7 +87,8 @@ const _: () = assert!(core::mem::offset_of!(Interface, mac) % 2 == 0);
 const _: () = assert!(core::mem::offset_of!(Interface, virtual_mac) % 2 == 0 && align_of::<Interface>() >= 2);
 
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, frame: Frame, head: Place, destination: Be32, ingress: u32) -> Parsed {
+fn ipv4(ctx: &XdpContext, frame: Frame, head: Place, addresses: u64, ingress: u32) -> Parsed {
+    let destination = Be32((addresses >> 32) as u32);
     let version_ihl = head.load::<u8>(ETHERNET + ipv4::VERSION_IHL);
     let header = (version_ihl as usize & 15) * 4;
     let length = Be16(head.load::<u16>(ETHERNET + ipv4::TOTAL_LENGTH)).get();
@@ -100,7 +101,6 @@ fn ipv4(ctx: &XdpContext, frame: Frame, head: Place, destination: Be32, ingress:
         return Parsed::Done(Reason::Fragment);
     }
     let room = length as usize - header;
-    let addresses = head.load::<u64>(ETHERNET + ipv4::ADDRESSES);
     let mut packet = Packet {
         transport: ETHERNET + header,
         tuple: Tuple4 { source: Be32(addresses as u32), destination, ..Tuple4::default() },
