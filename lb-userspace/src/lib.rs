@@ -7,13 +7,14 @@
 //! **Observations** come through the same door: verdicts of health checks ([`health`]), and interfaces, routes and
 //! neighbours by netlink ([`net`]).
 //!
-//! Around it: [`observe`] (metrics), and [`demo`] in a [`lab`] of network namespaces.
+//! Around it: [`observe`] (metrics), [`doctor`] (what stands in the way on this host), and [`demo`] in a [`lab`] of network namespaces.
 
 pub mod api;
 pub mod cli;
 pub mod daemon;
 pub mod dataplane;
 pub mod demo;
+pub mod doctor;
 pub mod error;
 pub mod health;
 pub mod lab;

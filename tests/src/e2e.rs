@@ -41,20 +41,37 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A lab with some backends and an MTU; nothing runs yet.
+    /// A lab with some backends and an MTU, all on one network; nothing runs yet.
     pub fn new(backends: u8, mtu: u32) -> Result<Self> {
+        Self::lab(mtu, |lab, _| {
+            let host = |n| lab.host(&format!("b{n}"), Ipv4Addr::new(10, 66, 0, 10 + n), mtu);
+            (1..=backends).map(host).collect()
+        })
+    }
+
+    /// The same with the backends on a network of their own, behind the balancer's `eth1`.
+    pub fn two_armed(backends: u8, mtu: u32) -> Result<Self> {
+        Self::lab(mtu, |lab, balancer| {
+            lab.switch("inside")?;
+            lab.plug(balancer, "eth1", "inside", Ipv4Addr::new(10, 67, 0, 1), mtu)?;
+            let host = |n| lab.host_behind("inside", &format!("b{n}"), Ipv4Addr::new(10, 67, 0, 10 + n), mtu);
+            (1..=backends).map(host).collect()
+        })
+    }
+
+    fn lab(mtu: u32, backends: impl FnOnce(&mut Lab, &Host) -> lb_userspace::Result<Vec<Host>>) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mut lab = Lab::new().context("these tests need root: they make network namespaces")?;
         let client = lab.host("client", CLIENT, mtu)?;
         let balancer = lab.host("lb", BALANCER, mtu)?;
-        let backends = (1..=backends).map(|n| lab.host(&format!("b{n}"), Ipv4Addr::new(10, 66, 0, 10 + n), mtu));
+        let backends = backends(&mut lab, &balancer)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             daemon: None,
             servers: Vec::new(),
             client,
             balancer,
-            backends: backends.collect::<lb_userspace::Result<_>>()?,
+            backends,
             directory: tempfile::tempdir()?,
             bpffs: PathBuf::from(format!("/sys/fs/bpf/lb-e2e-{}-{number}", std::process::id())),
             binary: binary()?,
@@ -88,7 +105,7 @@ impl Setup {
         command
     }
 
-    /// Starts `lb attach ...` and waits for its last line.
+    /// Starts `lb attach eth0 ...` and waits for its last line.
     pub fn attach(&mut self, arguments: &str) -> Result<()> {
         let mut command = self.command(&format!("attach eth0 {arguments}"));
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -138,9 +155,13 @@ impl Setup {
             self.servers.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
         }
         let places: Vec<_> = self.backends.iter().map(|host| SocketAddrV4::new(host.address, port)).collect();
-        let ready =
-            self.client.spawn(move || places.into_iter().all(|place| eventually(|| TcpStream::connect(place).is_ok())));
-        ensure!(ready.join().map_err(|_| anyhow::anyhow!("the client failed"))??, "the web servers do not answer");
+        let ready = self
+            .balancer
+            .spawn(move || places.into_iter().all(|place| eventually(|| TcpStream::connect(place).is_ok())));
+        ensure!(
+            ready.join().map_err(|_| anyhow::anyhow!("looking for them failed"))??,
+            "the web servers do not answer"
+        );
         Ok(())
     }
 

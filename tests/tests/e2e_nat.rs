@@ -29,6 +29,36 @@ fn requests_reach_all_backends_and_a_download_arrives_whole() {
 }
 
 #[test]
+fn two_interfaces_with_forwarding_off() {
+    let big = vec![9; 20_000_000];
+    for mode in MODES {
+        let mut setup = Setup::two_armed(2, 1500).unwrap();
+        let forwarding = setup.balancer.command("sysctl").args(["-n", "net.ipv4.ip_forward"]).output().unwrap();
+        assert_eq!(forwarding.stdout, b"0\n");
+        // Generic XDP meets what TSO made of the far end's writes, and cannot send that on through another interface.
+        for host in setup.backends.iter().chain([&setup.client]) {
+            assert!(host.command("ethtool").args(["-K", "eth0", "tso", "off"]).status().unwrap().success());
+        }
+        setup.serve_files(8080, &[("big", &big)]).unwrap();
+        let list = setup.list(8080);
+        setup.attach(&format!("eth1 --xdp {mode} --vip 80 --backends {list}")).unwrap();
+        setup.wait_usable(2).unwrap();
+        let names: BTreeSet<_> = (0..30).map(|_| setup.curl("http://10.66.0.1/name").unwrap()).collect();
+        assert_eq!(names.len(), 2, "{mode}: {names:?}");
+        assert!(setup.curl("http://10.66.0.1/big").unwrap() == big, "{mode}");
+    }
+}
+
+#[test]
+fn an_interface_that_is_not_attached_is_named() {
+    let setup = Setup::two_armed(1, 1500).unwrap();
+    let output = setup.lb(&format!("attach eth0 --vip 80 --backends {}", setup.list(8080))).unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{error}");
+    assert!(error.contains("through eth1, which is not attached: replies would bypass lb"), "{error}");
+}
+
+#[test]
 fn jumbo_frames_pass() {
     let big = vec![7; 5_000_000];
     let mut setup = Setup::new(1, 9000).unwrap();

@@ -150,13 +150,22 @@ fn counts(text: &str) -> Option<Counts> {
     Some(Counts { passed: number("passed")?, failed: number("failed")? })
 }
 
-/// Network namespaces and pins with the project's prefix.
+/// Network namespaces and pins of the project's labs whose process is gone.
 fn leftovers() -> Vec<String> {
     let namespaces = output(Command::new("ip").args(["netns", "list"])).unwrap_or_default();
     let namespaces = namespaces.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned);
     let pins = std::fs::read_dir("/sys/fs/bpf").into_iter().flatten().flatten();
-    let pins = pins.map(|entry| entry.path().display().to_string());
-    namespaces.filter(|name| name.starts_with("lb-")).chain(pins.filter(|path| path.contains("/lb-"))).collect()
+    let pins = pins.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    namespaces
+        .chain(pins)
+        .filter(|name| maker(name).is_some_and(|pid| !Path::new("/proc").join(pid).exists()))
+        .collect()
+}
+
+/// The number of the process that made a thing of this name: `lb-WHAT-PID-...`.
+fn maker(name: &str) -> Option<&str> {
+    let pid = name.strip_prefix("lb-")?.split('-').nth(1)?;
+    pid.bytes().all(|byte| byte.is_ascii_digit()).then_some(pid)
 }
 
 #[cfg(test)]
@@ -169,6 +178,14 @@ mod tests {
             "running 3 tests\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
         assert_eq!(counts(text), Some(Counts { passed: 2, failed: 1 }));
         assert_eq!(counts("running 3 tests\n"), None);
+    }
+
+    #[test]
+    fn names_say_who_made_them() {
+        assert_eq!(maker("lb-lab-123-0-client"), Some("123"));
+        assert_eq!(maker("lb-e2e-77-1"), Some("77"));
+        assert_eq!(maker("lb-something-else"), None);
+        assert_eq!(maker("cilium"), None);
     }
 
     #[test]

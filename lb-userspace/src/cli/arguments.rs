@@ -64,6 +64,11 @@ pub enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// What stands in the way on this host, and how to mend it
+    Doctor {
+        /// Interfaces to look at; default: all that are up
+        interfaces: Vec<String>,
+    },
     /// Services: VIPs and how they are served
     #[command(subcommand)]
     Service(Service),

@@ -37,6 +37,10 @@ async fn run(arguments: Arguments) -> crate::Result<()> {
         Command::Attach(attach) => attach::attach(&arguments, *attach).await,
         Command::Detach { interfaces } => attach::detach(&arguments, interfaces).await,
         Command::Demo { keep } => crate::demo::run(keep).await,
+        Command::Doctor { interfaces } => {
+            print::findings(&crate::doctor::examine(&interfaces, &arguments.socket).await?, arguments.output);
+            Ok(())
+        }
         command => ask::ask(&arguments, command).await,
     }
 }

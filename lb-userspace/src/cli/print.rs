@@ -4,7 +4,10 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 
 use super::arguments::Output;
-use crate::api::{Backend, Conn, Drop, Service, Status};
+use crate::{
+    api::{Backend, Conn, Drop, Service, Status},
+    doctor::{Finding, Level},
+};
 
 fn json(value: &impl Serialize) {
     println!("{}", serde_json::json!(value));
@@ -124,6 +127,22 @@ pub fn drops(drops: &[Drop], out: Output) {
         .filter(|drop| drop.count > 0)
         .map(|drop| [drop.reason.clone(), drop.count.to_string(), drop.help.clone()]);
     table(["REASON", "PACKETS", "WHAT IT MEANS"], rows);
+}
+
+/// `lb doctor`.
+pub fn findings(findings: &[Finding], out: Output) {
+    if out == Output::Json {
+        return json(&findings);
+    }
+    for finding in findings {
+        let mark = match finding.level {
+            Level::Ok => "ok  ",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        let fix = finding.fix.as_ref().map_or_else(String::new, |fix| format!("  ->  {fix}"));
+        println!("{mark}  {}: {}{fix}", finding.check, finding.text);
+    }
 }
 
 /// `lb conn list`.

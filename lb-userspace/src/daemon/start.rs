@@ -15,6 +15,7 @@ use crate::{
     Error, Result,
     api::{client::Client, server},
     dataplane::{DataPlane, LoadOptions, pins, program_name},
+    doctor::private_mount_namespace,
     health::Checker,
     net::{self, Interface, Net},
     reconcile::{BackendKey, Lingering, Observed, VerdictSeen},
@@ -60,6 +61,10 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
         return Err(Error::refused(format!("attach: a daemon answers on {} already", options.socket.display()))
             .hint("`lb status` shows it, `lb service add` adds to it, `lb detach` ends it"));
     }
+    if options.log_level > 0 {
+        return Err(Error::usage("--bpf-log: the data path has no log yet in this version")
+            .hint("`lb drops` counts every packet's reason, `lb conn list` shows connections"));
+    }
     let net = Net::new()?;
     let mut interfaces = Vec::new();
     for name in &options.settings.interfaces {
@@ -81,6 +86,11 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
         return Ok(());
     }
     refuse_foreign(&interfaces, &options)?;
+    if let Some(text) = private_mount_namespace() {
+        eprintln!(
+            "lb: warning: {text}; `ip netns exec` makes one, `nsenter --net=/run/netns/NAME lb attach ..` does not"
+        );
+    }
     let load = LoadOptions {
         bpffs: options.bpffs.clone(),
         max_flows: options.settings.max_flows,

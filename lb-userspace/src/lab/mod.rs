@@ -1,7 +1,7 @@
 //! Network namespaces as hosts, joined by a bridge: where `lb demo` and the end-to-end tests live.
 //!
-//! Nothing outside is touched: every host is a namespace of its own with one interface, `eth0`, and the switch is a
-//! bridge in another. Dropping the [`Lab`] removes all of it; namespaces of labs whose process is gone are removed by
+//! Nothing outside is touched: every host is a namespace of its own with an interface `eth0`, and a switch is a bridge
+//! in another. Dropping the [`Lab`] removes all of it; namespaces of labs whose process is gone are removed by
 //! the next one.
 
 use std::{
@@ -20,7 +20,9 @@ use crate::{Error, Result};
 
 /// What the name of every namespace of a lab begins with; the process's number follows.
 const PREFIX: &str = "lb-lab-";
-/// Name of the switch's bridge.
+/// Name of the first switch.
+const SWITCH: &str = "switch";
+/// Name of a switch's bridge.
 const BRIDGE: &str = "br0";
 
 /// Several hosts on one network.
@@ -44,9 +46,7 @@ impl Lab {
         remove_leftovers();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mut lab = Self { prefix: format!("{PREFIX}{}-{number}-", std::process::id()), hosts: Vec::new() };
-        let switch = lab.namespace("switch")?;
-        ip(&["-n", &switch, "link", "add", BRIDGE, "type", "bridge"])?;
-        ip(&["-n", &switch, "link", "set", BRIDGE, "up"])?;
+        lab.switch(SWITCH)?;
         Ok(lab)
     }
 
@@ -58,22 +58,41 @@ impl Lab {
         Ok(namespace)
     }
 
-    /// A host on the switch, with an address of a /24 and an MTU. Its checksums are whole and GRO is on at the switch's
-    /// end, as native XDP on a veth needs it.
+    /// A host on the switch, with an address of a /24 and an MTU.
     pub fn host(&mut self, name: &str, address: Ipv4Addr, mtu: u32) -> Result<Host> {
-        let (namespace, switch) = (self.namespace(name)?, format!("{}switch", self.prefix));
-        let (port, mtu) = (format!("p-{name}"), mtu.to_string());
-        ip(&[
-            "-n", &namespace, "link", "add", "eth0", "mtu", &mtu, "type", "veth", "peer", "name", &port, "netns",
-            &switch,
-        ])?;
-        ip(&["-n", &switch, "link", "set", &port, "master", BRIDGE, "mtu", &mtu, "up"])?;
-        ip(&["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
-        let host = Host { namespace, address };
-        offloads(&mut host.command("ethtool"), "eth0")?;
-        offloads(&mut Host { namespace: switch, address }.command("ethtool"), &port)?;
-        ip(&["-n", &host.namespace, "link", "set", "eth0", "up"])?;
+        let host = Host { namespace: self.namespace(name)?, address };
+        self.plug(&host, "eth0", SWITCH, address, mtu)?;
         Ok(host)
+    }
+
+    /// A host on another network, behind a switch of its own name.
+    pub fn host_behind(&mut self, switch: &str, name: &str, address: Ipv4Addr, mtu: u32) -> Result<Host> {
+        let host = Host { namespace: self.namespace(name)?, address };
+        self.plug(&host, "eth0", switch, address, mtu)?;
+        Ok(host)
+    }
+
+    /// Another network's switch.
+    pub fn switch(&mut self, name: &str) -> Result<()> {
+        let switch = self.namespace(name)?;
+        ip(&["-n", &switch, "link", "add", BRIDGE, "type", "bridge"])?;
+        ip(&["-n", &switch, "link", "set", BRIDGE, "up"])
+    }
+
+    /// Gives a host an interface on a switch. Its checksums are whole and GRO is on at the switch's end, as native XDP
+    /// on a veth needs it.
+    pub fn plug(&mut self, host: &Host, device: &str, switch: &str, address: Ipv4Addr, mtu: u32) -> Result<()> {
+        let switch = Host { namespace: format!("{}{switch}", self.prefix), address };
+        let (namespace, mtu) = (host.namespace.as_str(), mtu.to_string());
+        // Names of interfaces are short; addresses are unique in a lab.
+        let port = format!("p{:08x}", address.to_bits());
+        let peer = ["type", "veth", "peer", "name", &port, "netns", &switch.namespace];
+        ip(&[&["-n", namespace, "link", "add", device, "mtu", &mtu][..], &peer].concat())?;
+        ip(&["-n", &switch.namespace, "link", "set", &port, "master", BRIDGE, "mtu", &mtu, "up"])?;
+        ip(&["-n", namespace, "addr", "add", &format!("{address}/24"), "dev", device])?;
+        offloads(&mut host.command("ethtool"), device)?;
+        offloads(&mut switch.command("ethtool"), &port)?;
+        ip(&["-n", namespace, "link", "set", device, "up"])
     }
 }
 
