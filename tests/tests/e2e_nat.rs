@@ -188,6 +188,7 @@ fn wrong_requests_get_errors_one_can_act_on() {
         ("status", 1, "no daemon answers"),
         ("detach", 1, "nothing is attached"),
         ("attach eth9 --backends 10.66.0.11:80", 1, "interface eth9"),
+        ("attach lo --backends 10.66.0.11:80", 5, "loopback device"),
         ("attach eth0 --backends 10.66.0.11:80,10.66.0.11:81", 2, "different ports"),
         ("attach eth0 --backends 10.66.0.1:80", 5, "is a VIP"),
         ("attach eth0 --vip 10.66.0.9:80 --backends 10.66.0.1:80", 5, "this host's own"),

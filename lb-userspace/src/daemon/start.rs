@@ -70,6 +70,13 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
     for name in &options.settings.interfaces {
         interfaces.push(net.interface(name).await?);
     }
+    if let Some(loopback) = interfaces.iter().find(|interface| interface.index == super::LOOPBACK) {
+        return Err(Error::refused(format!(
+            "attach {}: the loopback device carries only this host's own traffic",
+            loopback.name
+        ))
+        .hint("name the interface that clients come in by"));
+    }
     let service = service(&options, &interfaces)?;
     let adopting = pins::exists(&options.bpffs);
     let state = StateFile::open(&options.state_dir)?;

@@ -1,4 +1,4 @@
-//! Changes of the desired state: what they mean, and which are refused.
+//! Changes of the desired state: what they mean. Which are refused is said in [`super::guards`].
 //!
 //! [`Desired::change`] is pure: it gives a whole new state or an error, never half of one.
 
@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, BackendSpec, Desired, Mode, Probe, Scheduler, ServiceOptions, ServiceSpec, Settings, Source, Vip};
+use super::{
+    Admin, BackendSpec, Desired, ServiceOptions, ServiceSpec, Settings, Source, Vip,
+    guards::{check_backend, check_service, vip_addresses},
+};
 use crate::{
     Error, Result,
     net::{Listener, RouteTo},
@@ -363,142 +366,13 @@ fn remove_backends(
     Ok(())
 }
 
-fn vip_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
-    desired.services.values().flat_map(|service| &service.vips).map(|vip| vip.address).collect()
-}
-
-/// Everything that can be wrong with a whole service.
-fn check_service(
-    others: &Desired,
-    service: &ServiceSpec,
-    facts: &Facts,
-    force: bool,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    supported(service)?;
-    for vip in &service.vips {
-        if let Some(other) =
-            others.services.values().find(|other| other.name != service.name && other.vips.contains(vip))
-        {
-            return Err(Error::refused(format!("VIP {vip}: service {} has it already", other.name))
-                .hint("one VIP belongs to one service"));
-        }
-        check_vip(*vip, others, facts, force, warnings)?;
-    }
-    let mut vips = vip_addresses(others);
-    vips.extend(service.vips.iter().map(|vip| vip.address));
-    for backend in &service.backends {
-        check_backend(backend.address, &vips, facts)?;
-    }
-    Ok(())
-}
-
-/// What this version cannot do yet is refused, not ignored.
-fn supported(service: &ServiceSpec) -> Result<()> {
-    let not_yet = |what: String, instead: &str| Err(Error::usage(format!("{what}: not in this version")).hint(instead));
-    if service.mode != Mode::Nat {
-        return not_yet(format!("mode '{}'", service.mode), "--mode nat works with every backend");
-    }
-    if service.scheduler != Scheduler::Maglev {
-        return not_yet(format!("scheduler '{}'", service.scheduler), "--scheduler maglev");
-    }
-    if service.affinity.is_some() {
-        return not_yet("--affinity".into(), "leave it out");
-    }
-    if matches!(service.health.probe, Probe::Https { .. }) {
-        return not_yet("health 'https'".into(), "--health tcp, or http on a plain port");
-    }
-    let addresses = service.vips.iter().map(|vip| vip.address).chain(service.backends.iter().map(|b| b.address.ip()));
-    match addresses.into_iter().find(IpAddr::is_ipv6) {
-        Some(address) => not_yet(format!("IPv6 address {address}"), "an IPv4 address"),
-        None => Ok(()),
-    }
-}
-
-fn check_vip(vip: Vip, others: &Desired, facts: &Facts, force: bool, warnings: &mut Vec<String>) -> Result<()> {
-    let address = vip.address;
-    if address.is_loopback() || address.is_unspecified() || address.is_multicast() || is_broadcast(address) {
-        return Err(Error::refused(format!("VIP {vip}: not an address that clients can reach"))
-            .hint("a unicast address of this network"));
-    }
-    let own = facts.host_addresses.contains(&address);
-    if own && vip.port == 0 && !force {
-        return Err(Error::refused(format!("VIP {vip}: every port of this host's own address, SSH too"))
-            .hint("name a port, use another address, or --force"));
-    }
-    let taken = facts.listeners.iter().find(|listener| {
-        let here = listener.address == address || (listener.address.is_unspecified() && own);
-        here && listener.port == vip.port && listener.protocol == vip.protocol
-    });
-    if let (Some(listener), false) = (taken, force) {
-        let who = listener.process.as_deref().unwrap_or("a process of this host");
-        return Err(Error::refused(format!("VIP {vip}: {who} listens there; it would get no more connections"))
-            .hint("another port or address, stop it, or --force"));
-    }
-    let (low, high) = facts.local_port_range;
-    if own && (low..=high).contains(&vip.port) {
-        warnings.push(format!(
-            "VIP {vip}: the port is in ip_local_port_range ({low}-{high}), which this host uses for its own connections"
-        ));
-    }
-    if !own && others.settings.announce.is_none() {
-        let device = others.settings.interfaces.first().map_or("DEV", String::as_str);
-        warnings.push(format!(
-            "VIP {vip}: no interface of this host has the address, so its neighbours may not find it: sudo ip addr add {address}/32 dev {device}, or --announce"
-        ));
-    }
-    Ok(())
-}
-
-fn is_broadcast(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(v4) if v4.is_broadcast())
-}
-
-fn check_backend(address: SocketAddr, vips: &BTreeSet<IpAddr>, facts: &Facts) -> Result<()> {
-    let refuse = |why: &str, fix: &str| Err(Error::refused(format!("backend {address}: {why}")).hint(fix));
-    let ip = address.ip();
-    if ip.is_ipv6() {
-        return Err(Error::usage(format!("backend {address}: IPv6 is not in this version")).hint("an IPv4 address"));
-    }
-    if ip.is_loopback() {
-        return refuse(
-            "a loopback address cannot be reached through an interface",
-            "give the server an address of its own",
-        );
-    }
-    if ip.is_unspecified() || ip.is_multicast() || is_broadcast(ip) {
-        return refuse("not the address of a server", "a unicast address");
-    }
-    if address.port() == 0 {
-        return refuse("port 0", "the port that the server listens on");
-    }
-    if vips.contains(&ip) {
-        return refuse("the address is a VIP: packets would go round for ever", "the server's own address");
-    }
-    if facts.host_addresses.contains(&ip) {
-        return refuse(
-            "the address is this host's own: packets to it do not leave",
-            "a server on another host or in its own network namespace",
-        );
-    }
-    match facts.routes.get(&ip) {
-        Some(None) => refuse("there is no route to it", "see `ip route get`"),
-        Some(Some(route)) if route.local => refuse("the address is this host's own", "a server on another host"),
-        Some(Some(route)) if !facts.attached.contains_key(&route.ifindex) => {
-            let device = facts.interfaces.get(&route.ifindex).map_or("?", String::as_str);
-            refuse(
-                &format!("it is reached through {device}, which is not attached: replies would bypass lb"),
-                &format!("attach {device} too: lb attach IFACE {device} .."),
-            )
-        }
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{error::Kind, state::Protocol};
+    use crate::{
+        error::Kind,
+        state::{Mode, Protocol, Scheduler},
+    };
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()

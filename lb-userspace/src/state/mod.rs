@@ -1,11 +1,13 @@
 //! The desired state: what people, files and registries want, each object with the source that stated it.
 //!
 //! [`words`] has the vocabulary (VIP, mode, scheduler, ...) with its parsing and printing; [`desired`] the state
-//! itself, how statements of several sources merge, and which changes are refused; [`file`] keeps it on disk.
+//! itself; [`change`] how it changes and how statements of several sources merge; `guards` which changes are refused;
+//! [`file`] keeps it on disk.
 
 pub mod change;
 pub mod desired;
 pub mod file;
+mod guards;
 pub mod words;
 
 pub use change::{Change, Facts, Outcome};
