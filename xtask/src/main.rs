@@ -1,5 +1,6 @@
-//! lb's development commands: `cargo xtask setup|run|test|lint`. One file per command.
+//! lb's development commands: `cargo xtask setup|run|test|lint|bench`. One file per command.
 
+mod bench;
 mod lint;
 mod run;
 mod setup;
@@ -31,6 +32,8 @@ enum Command {
     Test,
     /// Check formatting and lints
     Lint,
+    /// Print what a packet costs
+    Bench,
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Run { arguments } => run::run(&arguments),
         Command::Test => test::test(),
         Command::Lint => lint::lint(),
+        Command::Bench => bench::bench(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
