@@ -35,12 +35,12 @@ impl Tier {
         }
     }
 
-    /// By the name of cargo's target: integration tests say in their first word where they belong.
+    /// By the name of cargo's target: an integration test's is its tier's.
     fn of(target: &str, is_integration: bool) -> Self {
-        match target.split('_').next() {
-            Some("packets") if is_integration => Self::Packets,
-            Some("e2e") if is_integration => Self::EndToEnd,
-            Some("serial") if is_integration => Self::Serial,
+        match target {
+            "packets" if is_integration => Self::Packets,
+            "e2e" if is_integration => Self::EndToEnd,
+            "serial" if is_integration => Self::Serial,
             _ => Self::Unit,
         }
     }
@@ -123,21 +123,50 @@ fn binary(message: &Value) -> Option<Binary> {
 }
 
 fn run(binary: &Binary) -> Result<Counts> {
+    let (mut counts, text) = execute(binary, &[])?;
+    if counts.failed == 0 {
+        return Ok(counts);
+    }
+    println!("{text}");
+    if !matches!(binary.tier, Tier::EndToEnd | Tier::Serial) {
+        return Ok(counts);
+    }
+    // Real servers on a loaded machine: what fails beside others is tried once more, alone, and said to have been.
+    for name in failures(&text) {
+        let (again, text) = execute(binary, &["--exact", &name, "--test-threads=1"])?;
+        if again == (Counts { passed: 1, failed: 0 }) {
+            eprintln!("  {} {name}: passed only at the second try, alone", binary.name);
+            counts = Counts { passed: counts.passed + 1, failed: counts.failed - 1 };
+        } else {
+            println!("{text}");
+        }
+    }
+    Ok(counts)
+}
+
+/// Runs a test binary; gives what it counted and what it printed.
+fn execute(binary: &Binary, arguments: &[&str]) -> Result<(Counts, String)> {
     let mut command = privileged(&binary.path);
     if binary.tier == Tier::Serial {
         command.arg("--test-threads=1");
     }
+    command.args(arguments.iter().filter(|argument| binary.tier != Tier::Serial || !argument.starts_with("--test-")));
     let output = command.current_dir(&binary.directory).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("run {}", binary.path.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let Some(mut counts) = counts(&text) else {
         bail!("{} ended without a result ({}):\n{text}", binary.name, output.status);
     };
     if !output.status.success() {
-        println!("{text}");
         counts.failed = counts.failed.max(1);
     }
-    Ok(counts)
+    Ok((counts, text))
+}
+
+/// The tests that failed, by libtest's lines `test NAME ... FAILED`.
+fn failures(text: &str) -> Vec<String> {
+    let name = |line: &str| Some(line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?.to_owned());
+    text.lines().filter_map(name).collect()
 }
 
 /// Reads libtest's last line: `test result: ok. 3 passed; 0 failed; ...`.
@@ -181,6 +210,12 @@ mod tests {
     }
 
     #[test]
+    fn failed_tests_are_found_by_name() {
+        let text = "test nat::a ... ok\ntest nat::b ... FAILED\n\nfailures:\n    nat::b\n";
+        assert_eq!(failures(text), ["nat::b"]);
+    }
+
+    #[test]
     fn names_say_who_made_them() {
         assert_eq!(maker("lb-lab-123-0-client"), Some("123"));
         assert_eq!(maker("lb-e2e-77-1"), Some("77"));
@@ -190,9 +225,9 @@ mod tests {
 
     #[test]
     fn names_say_the_tier() {
-        assert_eq!(Tier::of("packets_nat", true), Tier::Packets);
-        assert_eq!(Tier::of("e2e_nat", true), Tier::EndToEnd);
-        assert_eq!(Tier::of("serial_survival", true), Tier::Serial);
+        assert_eq!(Tier::of("packets", true), Tier::Packets);
+        assert_eq!(Tier::of("e2e", true), Tier::EndToEnd);
+        assert_eq!(Tier::of("serial", true), Tier::Serial);
         assert_eq!(Tier::of("lb_common", false), Tier::Unit);
     }
 }

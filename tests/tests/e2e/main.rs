@@ -1,0 +1,3 @@
+//! End to end: real clients and servers in network namespaces, the real `lb`. They run beside each other.
+
+mod nat;

@@ -1,0 +1,3 @@
+//! Packet tests: frames through the real program by `BPF_PROG_TEST_RUN`, each named by the rule that it shows.
+
+mod nat;

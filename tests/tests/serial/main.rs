@@ -1,0 +1,3 @@
+//! End-to-end tests that depend on timing: one after the other, with the machine to themselves.
+
+mod survival;
