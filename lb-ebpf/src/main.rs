@@ -41,6 +41,7 @@ mod parse;
 mod pipeline;
 mod ports;
 mod records;
+mod select;
 mod service;
 mod table;
 mod words;

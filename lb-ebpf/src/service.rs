@@ -4,14 +4,14 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     Be16,
     flow::{Tuple4, tcp},
-    hash,
-    maps::{Service, Vip4Key, on_empty, vip_flag},
+    maps::{Vip4Key, on_empty, vip_flag},
     reason::Reason,
 };
 
 use crate::{
     answer, create, icmp, maps,
     parse::{Packet, address_flags},
+    select,
 };
 
 /// The service whose VIP a packet is for.
@@ -42,7 +42,9 @@ pub fn begin(ctx: &XdpContext, packet: &Packet) -> Result<u32, Reason> {
     if packet.is_tcp() && !packet.is_syn() {
         return Err(stray(ctx, packet));
     }
-    match select(service, &packet.tuple) {
+    let tuple = &packet.tuple;
+    let ports = u64::from(tuple.source_port.get()) | u64::from(tuple.protocol) << 16;
+    match select::select(service, u64::from(tuple.source.get()), ports) {
         Some(backend) => create::create(ctx, packet, id, backend),
         None => Err(refuse(ctx, packet, id, service.on_empty)),
     }
@@ -74,21 +76,4 @@ fn refuse(ctx: &XdpContext, packet: &Packet, service: u32, policy: u8) -> Reason
         return answer::reset(ctx, packet, Reason::RejectTcp);
     }
     icmp::error(ctx, service, &icmp::PORT_UNREACHABLE, 0)
-}
-
-/// The backend that the service's table gives a new flow; `None` while there is no table.
-#[inline(always)]
-fn select(service: &Service, tuple: &Tuple4) -> Option<u32> {
-    // SAFETY: an aligned word of a map's value, which the control plane changes in one store.
-    let table = unsafe { (&raw const service.table).read_volatile() };
-    let (base, size) = (table as u32, (table >> 32) as u32);
-    if size == 0 {
-        return None;
-    }
-    let ports = u64::from(tuple.source_port.get()) | u64::from(tuple.protocol) << 16;
-    let slot = hash::below(hash::select(u64::from(tuple.source.get()), ports), size);
-    let slot = base.wrapping_add(slot);
-    let [even, odd] = *maps::tables.get(slot / 2)?;
-    let backend = if slot % 2 == 0 { even } else { odd };
-    (backend != 0).then_some(backend)
 }
