@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::{fd::AsFd as _, unix::process::CommandExt as _},
     path::PathBuf,
     process::Command,
@@ -35,8 +35,25 @@ pub struct Lab {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     namespace: String,
-    /// Its address.
+    /// Its IPv4 address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, by [`ipv6_of`].
+    pub address6: Ipv6Addr,
+}
+
+/// The IPv6 address that goes with an IPv4 address of a lab, digit by digit: `10.66.0.11` has `fd66::11` (of a /64).
+///
+/// # Panics
+/// The second number is above 99: it would not fit.
+#[must_use]
+pub fn ipv6_of(address: Ipv4Addr) -> Ipv6Addr {
+    let [_, network, third, last] = address.octets();
+    let digits = |number: u8| {
+        let (hundreds, tens, ones) = (number / 100, number / 10 % 10, number % 10);
+        u16::from(hundreds) << 8 | u16::from(tens) << 4 | u16::from(ones)
+    };
+    assert!(network < 100, "{address}: no lab network of this number");
+    Ipv6Addr::new(0xfd00 | digits(network), 0, 0, 0, 0, 0, digits(third), digits(last))
 }
 
 impl Lab {
@@ -58,16 +75,14 @@ impl Lab {
         Ok(namespace)
     }
 
-    /// A host on the switch, with an address of a /24 and an MTU.
+    /// A host on the switch, with an address of a /24 (and the IPv6 address that goes with it) and an MTU.
     pub fn host(&mut self, name: &str, address: Ipv4Addr, mtu: u32) -> Result<Host> {
-        let host = Host { namespace: self.namespace(name)?, address };
-        self.plug(&host, "eth0", SWITCH, address, mtu)?;
-        Ok(host)
+        self.host_behind(SWITCH, name, address, mtu)
     }
 
     /// A host on another network, behind a switch of its own name.
     pub fn host_behind(&mut self, switch: &str, name: &str, address: Ipv4Addr, mtu: u32) -> Result<Host> {
-        let host = Host { namespace: self.namespace(name)?, address };
+        let host = Host { namespace: self.namespace(name)?, address, address6: ipv6_of(address) };
         self.plug(&host, "eth0", switch, address, mtu)?;
         Ok(host)
     }
@@ -82,7 +97,8 @@ impl Lab {
     /// Gives a host an interface on a switch. Its checksums are whole and GRO is on at the switch's end, as native XDP
     /// on a veth needs it.
     pub fn plug(&mut self, host: &Host, device: &str, switch: &str, address: Ipv4Addr, mtu: u32) -> Result<()> {
-        let switch = Host { namespace: format!("{}{switch}", self.prefix), address };
+        let address6 = ipv6_of(address);
+        let switch = Host { namespace: format!("{}{switch}", self.prefix), address, address6 };
         let (namespace, mtu) = (host.namespace.as_str(), mtu.to_string());
         // Names of interfaces are short; addresses are unique in a lab.
         let port = format!("p{:08x}", address.to_bits());
@@ -90,6 +106,8 @@ impl Lab {
         ip(&[&["-n", namespace, "link", "add", device, "mtu", &mtu][..], &peer].concat())?;
         ip(&["-n", &switch.namespace, "link", "set", &port, "master", BRIDGE, "mtu", &mtu, "up"])?;
         ip(&["-n", namespace, "addr", "add", &format!("{address}/24"), "dev", device])?;
+        // Usable at once: nobody else can have it.
+        ip(&["-n", namespace, "addr", "add", &format!("{address6}/64"), "dev", device, "nodad"])?;
         offloads(&mut host.command("ethtool"), device)?;
         offloads(&mut switch.command("ethtool"), &port)?;
         ip(&["-n", namespace, "link", "set", device, "up"])
@@ -173,5 +191,18 @@ fn remove_leftovers() {
         if pid.is_some_and(|pid| !PathBuf::from("/proc").join(pid).exists()) {
             let _ = ip(&["netns", "del", &name]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_families_look_alike() {
+        let of = |text: &str| ipv6_of(text.parse().unwrap()).to_string();
+        assert_eq!(of("10.66.0.1"), "fd66::1");
+        assert_eq!(of("10.67.0.12"), "fd67::12");
+        assert_eq!(of("10.66.1.254"), "fd66::1:254");
     }
 }
