@@ -5,6 +5,7 @@
 //! * [`reason`]: every verdict of the data path with its reason
 //! * [`checksum`]: incremental Internet checksums (RFC 1624)
 //! * [`hash`]: the seeded hash of the flow index and the fixed hash of the schedulers
+//! * [`outer`]: outer headers of tunnels
 //! * [`clock`]: the coarse clock in which records note times
 //!
 //! Nothing here allocates, panics or depends on an operating system. Values in maps are `#[repr(C)]` with explicit
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod flow;
 pub mod hash;
 pub mod maps;
+pub mod outer;
 pub mod reason;
 
 /// Version of the layout of all pinned maps. It is part of the pin path (`<bpffs>/v<LAYOUT_VERSION>/`), so that a
