@@ -122,9 +122,8 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
             ..place_backend(desired, observed, backend.address, tables)
         };
         tables.backends.insert(backend_id, value);
-        if is_taker {
-            candidates.push(Candidate { id: backend_id, address: backend.address, weight: backend.weight });
-        }
+        let now = if is_taker { u32::from(backend.weight) * maglev::FULL } else { 0 };
+        candidates.push(Candidate { id: backend_id, address: backend.address, weight: backend.weight, now });
     }
     let slots = maglev::table(&candidates, maglev::size_for(service.backends.len()));
     tables.fingerprints.insert(service.name.clone(), fingerprint(&slots, &candidates));
