@@ -99,9 +99,9 @@ pub struct Attach {
     pub backends: Option<Backends>,
     #[command(flatten)]
     pub service: ServiceArguments,
-    /// auto, native or generic
-    #[arg(long, default_value = "auto")]
-    pub xdp: XdpMode,
+    /// auto (default), native or generic
+    #[arg(long, value_name = "MODE")]
+    pub xdp: Option<XdpMode>,
     /// Put the VIP on DEV (default: the first interface)
     #[arg(long, value_name = "DEV", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub announce: Option<String>,
@@ -111,12 +111,12 @@ pub struct Attach {
     /// Ports that NAT may use
     #[arg(long, value_name = "LO-HI", value_parser = parse_ports)]
     pub snat_ports: Option<(u16, u16)>,
-    /// Size of the flow table
-    #[arg(long, value_name = "N", default_value_t = lb_common::maps::DEFAULT_MAX_FLOWS)]
-    pub max_flows: u32,
-    /// What ending this does to the data path: detach or keep
-    #[arg(long, default_value = "detach")]
-    pub on_exit: OnExit,
+    /// Size of the flow table; default: 262144
+    #[arg(long, value_name = "N")]
+    pub max_flows: Option<u32>,
+    /// What ending this does to the data path: detach (default) or keep
+    #[arg(long, value_name = "POLICY")]
+    pub on_exit: Option<OnExit>,
     /// Level of the data path's own log: 0 (off) to 5
     #[arg(long, value_name = "LEVEL", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=5))]
     pub bpf_log: u8,

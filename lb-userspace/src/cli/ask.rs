@@ -12,9 +12,8 @@ use super::{
 use crate::{
     Error, Result,
     api::{Changed, Conn as Connection, ConnFilter, Drop, Request, Status, client::Client},
-    daemon::apply_options,
     error::Kind,
-    state::{Admin, BackendSpec, Change, Health, ServiceSpec, Source},
+    state::{Admin, BackendSpec, Change, Health, ServiceOptions, ServiceSpec, Source},
 };
 
 /// Time between two looks while waiting.
@@ -52,7 +51,7 @@ async fn ask_service(client: &Client, command: Service, out: Output) -> Result<(
         }
         Service::Add { vip, options, backends, force, how } => {
             let mut service = ServiceSpec::new(vip, Source::Cli);
-            apply_options(&mut service, &options.into());
+            ServiceOptions::from(options).apply(&mut service);
             let backends = backends.unwrap_or_default();
             let addresses: Vec<_> = backends.iter().map(|(address, _)| *address).collect();
             let spec = |(address, weight)| BackendSpec { address, weight, admin: Admin::Ready, source: Source::Cli };

@@ -9,7 +9,7 @@ use crate::{
     daemon::{self, AttachOptions},
     dataplane::pins,
     net::Net,
-    state::{Settings, file::StateFile},
+    state::{SettingsOptions, file::StateFile},
 };
 
 /// `lb attach`.
@@ -23,7 +23,7 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
         socket: arguments.socket.clone(),
         state_dir: arguments.state_dir.clone(),
         bpffs: arguments.bpffs.clone(),
-        settings: Settings {
+        settings: SettingsOptions {
             interfaces: typed.interfaces,
             xdp: typed.xdp,
             announce,

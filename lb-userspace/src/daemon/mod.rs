@@ -6,7 +6,6 @@
 mod start;
 mod view;
 
-pub(crate) use start::apply_options;
 pub use start::{AttachOptions, attach};
 
 use std::{
@@ -141,7 +140,7 @@ impl Daemon {
         let facts = self.facts(change).await?;
         let Outcome { desired, warnings, summary } = self.desired.change(change, &facts, force)?;
         let changed = Changed { generation: desired.generation, warnings, summary };
-        if dry_run {
+        if dry_run || desired == self.desired {
             return Ok(changed);
         }
         self.state.save(&desired)?;

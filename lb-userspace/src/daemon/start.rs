@@ -20,7 +20,7 @@ use crate::{
     net::{self, Interface, Net},
     reconcile::{BackendKey, Lingering, Observed, VerdictSeen},
     state::{
-        Admin, BackendSpec, Change, Desired, Facts, Health, ServiceOptions, ServiceSpec, Settings, Source,
+        Admin, BackendSpec, Change, Desired, Facts, Health, ServiceOptions, ServiceSpec, SettingsOptions, Source,
         file::StateFile, words::parse_vip,
     },
 };
@@ -35,7 +35,7 @@ pub struct AttachOptions {
     /// Directory of the pins.
     pub bpffs: PathBuf,
     /// Interfaces and how to attach.
-    pub settings: Settings,
+    pub settings: SettingsOptions,
     /// VIPs as typed.
     pub vips: Vec<String>,
     /// Backends; none = no new service.
@@ -100,7 +100,7 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
     }
     let load = LoadOptions {
         bpffs: options.bpffs.clone(),
-        max_flows: options.settings.max_flows,
+        max_flows: outcome.desired.settings.max_flows,
         log_level: options.log_level,
     };
     let (plane, lost) = if adopting { DataPlane::adopt(&load)? } else { (DataPlane::load(&load)?, BTreeMap::new()) };
@@ -140,7 +140,7 @@ async fn start(
     };
     for interface in interfaces {
         // Tables first: the interface is only told of when it is attached.
-        let attachment = Attachment { xdp: options.settings.xdp, interface, gone: false };
+        let attachment = Attachment { xdp: daemon.desired.settings.xdp, interface, gone: false };
         daemon.attached.insert(attachment.interface.name.clone(), attachment);
     }
     daemon.find_neighbours().await?;
@@ -202,7 +202,7 @@ fn service(options: &AttachOptions, interfaces: &[Interface]) -> Result<Option<S
     };
     let mut service = ServiceSpec::new(vips[0], Source::Flags);
     service.vips = vips;
-    apply_options(&mut service, &options.options);
+    options.options.apply(&mut service);
     service.backends = options
         .backends
         .iter()
@@ -215,21 +215,6 @@ fn service(options: &AttachOptions, interfaces: &[Interface]) -> Result<Option<S
         .collect();
     service.backends.sort_by_key(|backend| backend.address);
     Ok(Some(service))
-}
-
-/// What was said of a new service.
-pub(crate) fn apply_options(service: &mut ServiceSpec, options: &ServiceOptions) {
-    if let Some(name) = &options.name {
-        service.name.clone_from(name);
-    }
-    if let Some(probe) = &options.health {
-        service.health.probe = probe.clone();
-    }
-    service.mode = options.mode.unwrap_or(service.mode);
-    service.scheduler = options.scheduler.unwrap_or(service.scheduler);
-    service.affinity = options.affinity.filter(|time| !time.is_zero());
-    service.on_down = options.on_down.unwrap_or(service.on_down);
-    service.on_empty = options.on_empty.unwrap_or(service.on_empty);
 }
 
 /// The port that all backends share.

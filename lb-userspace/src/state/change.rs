@@ -10,8 +10,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admin, BackendSpec, Desired, ServiceOptions, ServiceSpec, Settings, Source, Vip,
-    guards::{check_backend, check_service, vip_addresses},
+    Admin, BackendSpec, Desired, ServiceOptions, ServiceSpec, SettingsOptions, Source, Vip,
+    guards::{check, check_backend, vip_addresses},
+    statements::{ServiceStatement, Statement, Statements},
 };
 use crate::{
     Error, Result,
@@ -25,10 +26,30 @@ use crate::{
 pub enum Change {
     /// `lb attach`: settings, and what its flags say of one service.
     Attach {
-        /// The data plane's settings.
-        settings: Box<Settings>,
-        /// The service that the flags describe.
+        /// What they say of the data plane; what they do not say stays as flags said it before.
+        settings: Box<SettingsOptions>,
+        /// The service that the flags describe; without one the former stays.
         service: Option<Box<ServiceSpec>>,
+    },
+    /// A source states all that it has to say: what it said before and does not say now is withdrawn.
+    Restate {
+        /// Who speaks.
+        source: Source,
+        /// What it says of the data plane.
+        settings: Box<SettingsOptions>,
+        /// Its services with their backends.
+        services: Vec<ServiceSpec>,
+    },
+    /// A registry states the whole set of backends that it knows of a service. Those that it does not name any more
+    /// take no new flows, while known ones go on; one that comes back resumes. Backends that cannot be are left out
+    /// with a warning.
+    Snapshot {
+        /// The service's name.
+        service: String,
+        /// Which registry.
+        source: Source,
+        /// Addresses and weights.
+        backends: Vec<(SocketAddr, u16)>,
     },
     /// `lb service add`.
     AddService {
@@ -119,15 +140,28 @@ impl Change {
     /// Addresses of the backends that it brings.
     #[must_use]
     pub fn backends(&self) -> Vec<SocketAddr> {
-        let of = |service: &ServiceSpec| service.backends.iter().map(|backend| backend.address).collect();
+        let of = |service: &ServiceSpec| service.backends.iter().map(|backend| backend.address).collect::<Vec<_>>();
         match self {
             Self::Attach { service: Some(service), .. } | Self::AddService { service } => of(service),
-            Self::AddBackends { backends, .. } | Self::SetService { backends: Some(backends), .. } => {
-                backends.iter().map(|(address, _)| *address).collect()
-            }
+            Self::Restate { services, .. } => services.iter().flat_map(of).collect(),
+            Self::AddBackends { backends, .. }
+            | Self::SetService { backends: Some(backends), .. }
+            | Self::Snapshot { backends, .. } => backends.iter().map(|(address, _)| *address).collect(),
             _ => Vec::new(),
         }
     }
+}
+
+/// A change under way.
+struct Draft<'a> {
+    /// What stands.
+    now: &'a Desired,
+    facts: &'a Facts,
+    force: bool,
+    statements: Statements,
+    warnings: Vec<String>,
+    /// Sentences; when there are none, the difference is told.
+    summary: Vec<String>,
 }
 
 impl Desired {
@@ -157,61 +191,306 @@ impl Desired {
         })
     }
 
-    fn service_mut(&mut self, wanted: Option<&str>) -> Result<&mut ServiceSpec> {
-        let name = self.service(wanted)?.name.clone();
-        self.services.get_mut(&name).ok_or_else(|| Error::not_found(format!("service {name}: gone")))
+    /// The state after a change, or why it is refused; the same state if it changes nothing. `force` overrides the
+    /// guards that may be overridden.
+    pub fn change(&self, change: &Change, facts: &Facts, force: bool) -> Result<Outcome> {
+        let statements = self.statements.clone();
+        let mut draft = Draft { now: self, facts, force, statements, warnings: Vec::new(), summary: Vec::new() };
+        match change {
+            Change::Attach { settings, service } => draft.attach(settings, service.as_deref()),
+            Change::Restate { source, settings, services } => draft.restate(source, settings, services)?,
+            Change::Snapshot { service, source, backends } => draft.snapshot(service, source, backends)?,
+            Change::AddService { service } => draft.add_service(service)?,
+            Change::SetService { service, options, backends } => {
+                draft.set_service(service, options, backends.as_deref())?;
+            }
+            Change::RemoveService { service } => draft.remove_service(service)?,
+            Change::AddBackends { service, backends } => draft.add_backends(service.as_deref(), backends)?,
+            Change::RemoveBackends { service, backends } => draft.remove_backends(service.as_deref(), backends)?,
+            Change::SetWeight { service, backend, weight } => {
+                draft.set_weight(service.as_deref(), *backend, *weight)?;
+            }
+            Change::SetAdmin { service, backends, admin } => draft.set_admin(service.as_deref(), backends, *admin)?,
+        }
+        draft.finish()
+    }
+}
+
+impl Draft<'_> {
+    fn finish(mut self) -> Result<Outcome> {
+        self.statements.tidy();
+        let mut desired = Desired::new(self.now.generation + 1, self.statements);
+        if desired.statements == self.now.statements && desired.services == self.now.services {
+            desired.generation = self.now.generation;
+        }
+        check(self.now, &desired, self.facts, self.force, &mut self.warnings)?;
+        if self.summary.is_empty() {
+            self.summary = difference(self.now, &desired, self.facts, self.force);
+        }
+        Ok(Outcome { desired, warnings: self.warnings, summary: self.summary })
     }
 
-    /// The state after a change, or why it is refused. `force` overrides the guards that may be overridden.
-    pub fn change(&self, change: &Change, facts: &Facts, force: bool) -> Result<Outcome> {
-        let mut next = Outcome { desired: self.clone(), warnings: Vec::new(), summary: Vec::new() };
-        next.desired.generation += 1;
-        match change {
-            Change::Attach { settings, service } => attach(&mut next, settings, service.as_deref(), facts, force)?,
-            Change::AddService { service } => {
-                if self.services.contains_key(&service.name) {
-                    return Err(Error::refused(format!("service {}: there is one of this name", service.name))
-                        .hint("`lb service set` changes it; or choose another --name"));
-                }
-                check_service(self, service, facts, force, &mut next.warnings)?;
-                next.summary.push(format!("{}: new, {} backends", service.name, service.backends.len()));
-                next.desired.services.insert(service.name.clone(), (**service).clone());
+    /// What is typed to start counts against what the operator removed before.
+    fn attach(&mut self, settings: &SettingsOptions, service: Option<&ServiceSpec>) {
+        let before = self.statements.of(&Source::Flags);
+        // How an ended attach was to end says nothing of this one.
+        let adopted = SettingsOptions { on_exit: None, ..before.settings };
+        let mut services = before.services;
+        if let Some(service) = service {
+            services = [(service.name.clone(), service.clone().into())].into();
+            self.statements.allow(&service.name, service.backends.iter().map(|backend| backend.address));
+        }
+        self.statements.restate(Source::Flags, Statement { settings: settings.clone().or(&adopted), services });
+    }
+
+    fn restate(&mut self, source: &Source, settings: &SettingsOptions, services: &[ServiceSpec]) -> Result<()> {
+        let mut stated: BTreeMap<String, ServiceStatement> = BTreeMap::new();
+        for service in services {
+            if stated.insert(service.name.clone(), service.clone().into()).is_some() {
+                return Err(Error::usage(format!("service {}: named twice", service.name))
+                    .hint("give each service a name of its own"));
             }
-            Change::SetService { service, options, backends } => {
-                set_service(&mut next, service, options, backends.as_deref(), facts)?;
+            let mut addresses = BTreeSet::new();
+            if let Some(twice) = service.backends.iter().find(|backend| !addresses.insert(backend.address)) {
+                return Err(Error::usage(format!(
+                    "service {}: backend {} is named twice",
+                    service.name, twice.address
+                ))
+                .hint("name it once, with its weight"));
             }
-            Change::RemoveService { service } => {
-                let name = self.service(Some(service))?.name.clone();
-                let flows: u64 =
-                    facts.flows.iter().filter(|(key, _)| key.service == name).map(|(_, flows)| flows).sum();
-                next.desired.services.remove(&name);
-                next.summary.push(format!("{name}: removed; {flows} flows {}", go_on(force)));
+        }
+        self.warn_overruled(source, services);
+        self.statements.restate(source.clone(), Statement { settings: settings.clone(), services: stated });
+        Ok(())
+    }
+
+    /// Says where the operator's word stands against what is stated.
+    fn warn_overruled(&mut self, source: &Source, services: &[ServiceSpec]) {
+        for service in services {
+            let name = &service.name;
+            let Some(word) = self.statements.word(name) else { continue };
+            if word.removed {
+                self.warnings.push(format!(
+                    "service {name}: `lb service remove` stands against the {source}; `lb service add` brings it back"
+                ));
+                continue;
             }
-            Change::AddBackends { service, backends } => add_backends(&mut next, service.as_deref(), backends, facts)?,
-            Change::RemoveBackends { service, backends } => {
-                remove_backends(&mut next, service.as_deref(), backends, facts, force)?;
+            let mut set = service.clone();
+            word.options.apply(&mut set);
+            set.name.clone_from(name);
+            if set != *service {
+                self.warnings.push(format!(
+                    "service {name}: what `lb service set` said stands against the {source}; set it again to change it"
+                ));
             }
-            Change::SetWeight { service, backend, weight } => {
-                let service = next.desired.service_mut(service.as_deref())?;
-                let old = std::mem::replace(&mut find(service, *backend)?.weight, *weight);
-                next.summary.push(format!("{backend}: weight {old} -> {weight}; known flows stay"));
-            }
-            Change::SetAdmin { service, backends, admin } => {
-                let service = next.desired.service_mut(service.as_deref())?;
-                let name = service.name.clone();
-                for address in backends {
-                    find(service, *address)?.admin = *admin;
-                    let flows = flows_of(facts, &name, *address);
-                    next.summary.push(match admin {
-                        Admin::Ready => format!("{address}: ready for new flows"),
-                        Admin::Drain => format!("{address}: drains; its {flows} flows go on, new ones go elsewhere"),
-                        Admin::Maint => format!("{address}: in maintenance; its {flows} flows are reset"),
-                    });
+            for backend in &service.backends {
+                let Some(word) = word.backends.get(&backend.address) else { continue };
+                let address = backend.address;
+                if word.removed {
+                    self.warnings.push(format!(
+                        "{address}: `lb backend remove` stands against the {source}; `lb backend add {address}` brings it back"
+                    ));
+                } else if let Some(weight) = word.weight.filter(|weight| *weight != backend.weight) {
+                    self.warnings.push(format!(
+                        "{address}: weight {weight} of `lb backend weight` stands against the {source}'s {}",
+                        backend.weight
+                    ));
                 }
             }
         }
-        Ok(next)
     }
+
+    fn snapshot(&mut self, service: &str, source: &Source, backends: &[(SocketAddr, u16)]) -> Result<()> {
+        let service = &self.now.service(Some(service))?.name;
+        let vips = vip_addresses(self.now);
+        let mut said = self.statements.of(source).services.remove(service).unwrap_or_default();
+        let known = std::mem::take(&mut said.backends);
+        for (address, weight) in backends {
+            let checked = if known.contains_key(address) { Ok(()) } else { check_backend(*address, &vips, self.facts) };
+            match checked {
+                Ok(()) => {
+                    said.backends.insert(*address, *weight);
+                }
+                Err(error) => self.warnings.push(format!("{source}: {error}")),
+            }
+        }
+        self.statements.state(source.clone(), service, said);
+        Ok(())
+    }
+
+    fn add_service(&mut self, service: &ServiceSpec) -> Result<()> {
+        if self.now.services.contains_key(&service.name) {
+            return Err(Error::refused(format!("service {}: there is one of this name", service.name))
+                .hint("`lb service set` changes it; or choose another --name"));
+        }
+        self.summary.push(format!("{}: new, {} backends", service.name, service.backends.len()));
+        self.statements.allow(&service.name, service.backends.iter().map(|backend| backend.address));
+        self.statements.state(Source::Cli, &service.name, service.clone().into());
+        Ok(())
+    }
+
+    fn set_service(
+        &mut self,
+        wanted: &str,
+        options: &ServiceOptions,
+        backends: Option<&[(SocketAddr, u16)]>,
+    ) -> Result<()> {
+        let old = self.now.service(Some(wanted))?;
+        let mut options = options.clone();
+        let name = options.name.take().unwrap_or_else(|| old.name.clone());
+        if name != old.name {
+            if self.now.services.contains_key(&name) {
+                return Err(
+                    Error::refused(format!("service {name}: there is one of this name")).hint("choose another --name")
+                );
+            }
+            if options.mode.is_some_and(|mode| mode != old.mode) {
+                return Err(Error::refused(format!("service {}: its mode cannot change while it lives", old.name))
+                    .hint("add a service in the new mode, then remove this one"));
+            }
+            self.statements.rename(&old.name, &name);
+        }
+        self.statements.set_options(&name, &options);
+        if let Some(backends) = backends {
+            for gone in old.backends.iter().filter(|old| backends.iter().all(|(address, _)| *address != old.address)) {
+                self.statements.remove_backend(&name, gone.address);
+            }
+            for (address, weight) in backends {
+                match old.backends.iter().find(|old| old.address == *address) {
+                    Some(old) if old.weight == *weight => {}
+                    Some(_) => self.statements.backend_word(&name, *address).weight = Some(*weight),
+                    None => self.state_backend(&name, *address, *weight),
+                }
+            }
+        }
+        self.summary.push(format!("{name}: changed; known flows stay"));
+        Ok(())
+    }
+
+    /// The operator wants a backend, with a weight.
+    fn state_backend(&mut self, service: &str, address: SocketAddr, weight: u16) {
+        let mut said = self.statements.of(&Source::Cli).services.remove(service).unwrap_or_default();
+        said.backends.insert(address, weight);
+        self.statements.allow(service, [address]);
+        self.statements.state(Source::Cli, service, said);
+        if self.statements.claims(service, address).len() > 1 {
+            self.statements.backend_word(service, address).weight = Some(weight);
+        }
+    }
+
+    fn remove_service(&mut self, service: &str) -> Result<()> {
+        let name = self.now.service(Some(service))?.name.clone();
+        let flows: u64 = self.facts.flows.iter().filter(|(key, _)| key.service == name).map(|(_, flows)| flows).sum();
+        self.statements.remove_service(&name);
+        self.summary.push(format!("{name}: removed; {flows} flows {}", go_on(self.force)));
+        Ok(())
+    }
+
+    fn add_backends(&mut self, service: Option<&str>, backends: &[(SocketAddr, u16)]) -> Result<()> {
+        let service = self.now.service(service)?;
+        for (address, weight) in backends {
+            if service.backends.iter().any(|backend| backend.address == *address) {
+                return Err(Error::refused(format!("backend {address}: service {} has it already", service.name))
+                    .hint(format!("`lb backend weight {address} N` changes its weight")));
+            }
+            self.state_backend(&service.name, *address, *weight);
+            self.summary.push(format!("{address}: added; takes new flows once it is up"));
+        }
+        Ok(())
+    }
+
+    fn remove_backends(&mut self, service: Option<&str>, backends: &[SocketAddr]) -> Result<()> {
+        let service = self.now.service(service)?;
+        for address in backends {
+            find(service, *address)?;
+        }
+        let usable = self.facts.usable.get(&service.name);
+        let last =
+            usable.is_some_and(|usable| !usable.is_empty() && usable.iter().all(|address| backends.contains(address)));
+        let flows: u64 = backends.iter().map(|address| flows_of(self.facts, &service.name, *address)).sum();
+        if last && flows > 0 && !self.force {
+            return Err(Error::refused(format!(
+                "service {}: this removes its last usable backend, with {flows} live flows",
+                service.name
+            ))
+            .hint("add another backend first, or --force"));
+        }
+        for address in backends {
+            let flows = flows_of(self.facts, &service.name, *address);
+            self.summary.push(format!("{address}: removed; its {flows} flows {}", go_on(self.force)));
+            self.statements.remove_backend(&service.name, *address);
+            // Flags are typed anew by a person; a file and a registry go on saying it by themselves.
+            let claims = self.statements.claims(&service.name, *address);
+            if let Some(source) = claims.iter().find(|source| **source != Source::Flags) {
+                self.warnings.push(format!(
+                    "{address}: {source} states it still; it stays out until `lb backend add`, or until {source} has withdrawn it and states it anew"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_weight(&mut self, service: Option<&str>, backend: SocketAddr, weight: u16) -> Result<()> {
+        let service = self.now.service(service)?;
+        let old = find(service, backend)?.weight;
+        self.statements.backend_word(&service.name, backend).weight = Some(weight);
+        self.summary.push(format!("{backend}: weight {old} -> {weight}; known flows stay"));
+        Ok(())
+    }
+
+    fn set_admin(&mut self, service: Option<&str>, backends: &[SocketAddr], admin: Admin) -> Result<()> {
+        let service = self.now.service(service)?;
+        for address in backends {
+            find(service, *address)?;
+            self.statements.backend_word(&service.name, *address).admin = admin;
+            let flows = flows_of(self.facts, &service.name, *address);
+            self.summary.push(match admin {
+                Admin::Ready => format!("{address}: ready for new flows"),
+                Admin::Drain => format!("{address}: drains; its {flows} flows go on, new ones go elsewhere"),
+                Admin::Maint => format!("{address}: in maintenance; its {flows} flows are reset"),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What a change does, in sentences.
+fn difference(old: &Desired, new: &Desired, facts: &Facts, force: bool) -> Vec<String> {
+    let mut summary = Vec::new();
+    for (name, service) in &old.services {
+        if !new.services.contains_key(name) {
+            let flows: u64 = service.backends.iter().map(|backend| flows_of(facts, name, backend.address)).sum();
+            summary.push(format!("{name}: removed; {flows} flows {}", go_on(force)));
+        }
+    }
+    for (name, service) in &new.services {
+        let Some(before) = old.services.get(name) else {
+            summary.push(format!("{name}: new, {} backends", service.backends.len()));
+            continue;
+        };
+        let has = |service: &ServiceSpec, address| service.backends.iter().any(|b| b.address == address);
+        for gone in before.backends.iter().filter(|backend| !has(service, backend.address)) {
+            let flows = flows_of(facts, name, gone.address);
+            summary.push(format!("{name}: {} removed; its {flows} flows {}", gone.address, go_on(force)));
+        }
+        for backend in &service.backends {
+            match before.backends.iter().find(|old| old.address == backend.address) {
+                None => summary.push(format!("{name}: {} added; takes new flows once it is up", backend.address)),
+                Some(old) if old.weight != backend.weight => {
+                    summary.push(format!("{name}: {} weight {} -> {}", backend.address, old.weight, backend.weight));
+                }
+                Some(_) => {}
+            }
+        }
+        let bare = |service: &ServiceSpec| ServiceSpec { backends: Vec::new(), ..service.clone() };
+        if bare(before) != bare(service) {
+            summary.push(format!("{name}: changed; known flows stay"));
+        }
+    }
+    if summary.is_empty() {
+        summary.push(if old.settings == new.settings { "nothing changes" } else { "settings changed" }.to_owned());
+    }
+    summary
 }
 
 const fn go_on(force: bool) -> &'static str {
@@ -222,148 +501,12 @@ fn flows_of(facts: &Facts, service: &str, address: SocketAddr) -> u64 {
     facts.flows.get(&BackendKey { service: service.to_owned(), address }).copied().unwrap_or(0)
 }
 
-fn find(service: &mut ServiceSpec, address: SocketAddr) -> Result<&mut BackendSpec> {
-    let name = service.name.clone();
-    let known = service.backends.iter().map(|backend| backend.address.to_string()).collect::<Vec<_>>().join(" ");
-    service.backends.iter_mut().find(|backend| backend.address == address).ok_or_else(|| {
+fn find(service: &ServiceSpec, address: SocketAddr) -> Result<&BackendSpec> {
+    service.backends.iter().find(|backend| backend.address == address).ok_or_else(|| {
+        let known = service.backends.iter().map(|backend| backend.address.to_string()).collect::<Vec<_>>().join(" ");
         let known = if known.is_empty() { "it has no backends".to_owned() } else { format!("it has: {known}") };
-        Error::not_found(format!("backend {address}: not in service {name}")).hint(known)
+        Error::not_found(format!("backend {address}: not in service {}", service.name)).hint(known)
     })
-}
-
-/// A statement of the flags replaces what the flags said before; admin states persist.
-fn attach(
-    next: &mut Outcome,
-    settings: &Settings,
-    service: Option<&ServiceSpec>,
-    facts: &Facts,
-    force: bool,
-) -> Result<()> {
-    next.desired.settings = settings.clone();
-    let before: Vec<_> = next.desired.services.values().filter(|old| old.source == Source::Flags).cloned().collect();
-    let Some(service) = service else { return Ok(()) };
-    for old in &before {
-        next.desired.services.remove(&old.name);
-    }
-    let mut merged = service.clone();
-    if let Some(old) = before.iter().find(|old| old.name == service.name) {
-        for backend in &mut merged.backends {
-            if let Some(known) = old.backends.iter().find(|known| known.address == backend.address) {
-                backend.admin = known.admin;
-            }
-        }
-        let others = old.backends.iter().filter(|known| known.source != Source::Flags);
-        let new: Vec<_> =
-            others.filter(|known| merged.backends.iter().all(|b| b.address != known.address)).cloned().collect();
-        merged.backends.extend(new);
-        merged.backends.sort_by_key(|backend| backend.address);
-    }
-    check_service(&next.desired, &merged, facts, force, &mut next.warnings)?;
-    next.summary.push(format!("{}: {} backends", merged.name, merged.backends.len()));
-    next.desired.services.insert(merged.name.clone(), merged);
-    Ok(())
-}
-
-fn set_service(
-    next: &mut Outcome,
-    wanted: &str,
-    options: &ServiceOptions,
-    backends: Option<&[(SocketAddr, u16)]>,
-    facts: &Facts,
-) -> Result<()> {
-    let old = next.desired.service(Some(wanted))?.clone();
-    let mut new = old.clone();
-    if options.mode.is_some_and(|mode| mode != old.mode) {
-        return Err(Error::refused(format!("service {}: its mode cannot change while it lives", old.name))
-            .hint("add a service in the new mode, then remove this one"));
-    }
-    if let Some(name) = &options.name {
-        new.name.clone_from(name);
-    }
-    new.scheduler = options.scheduler.unwrap_or(old.scheduler);
-    new.affinity = options.affinity.or(old.affinity).filter(|time| !time.is_zero());
-    new.on_down = options.on_down.unwrap_or(old.on_down);
-    new.on_empty = options.on_empty.unwrap_or(old.on_empty);
-    if let Some(probe) = &options.health {
-        new.health.probe = probe.clone();
-    }
-    if let Some(backends) = backends {
-        let admin = |address| old.backends.iter().find(|b| b.address == address).map_or(Admin::Ready, |b| b.admin);
-        new.backends = backends
-            .iter()
-            .map(|(address, weight)| BackendSpec {
-                address: *address,
-                weight: *weight,
-                admin: admin(*address),
-                source: Source::Cli,
-            })
-            .collect();
-        new.backends.sort_by_key(|backend| backend.address);
-    }
-    next.desired.services.remove(&old.name);
-    if next.desired.services.contains_key(&new.name) {
-        return Err(Error::refused(format!("service {}: there is one of this name", new.name)));
-    }
-    check_service(&next.desired, &new, facts, true, &mut next.warnings)?;
-    next.summary.push(format!("{}: changed; known flows stay", new.name));
-    next.desired.services.insert(new.name.clone(), new);
-    Ok(())
-}
-
-fn add_backends(
-    next: &mut Outcome,
-    service: Option<&str>,
-    backends: &[(SocketAddr, u16)],
-    facts: &Facts,
-) -> Result<()> {
-    let vips: BTreeSet<IpAddr> = vip_addresses(&next.desired);
-    let service = next.desired.service_mut(service)?;
-    for (address, weight) in backends {
-        if service.backends.iter().any(|backend| backend.address == *address) {
-            return Err(Error::refused(format!("backend {address}: service {} has it already", service.name))
-                .hint(format!("`lb backend weight {address} N` changes its weight")));
-        }
-        check_backend(*address, &vips, facts)?;
-        service.backends.push(BackendSpec {
-            address: *address,
-            weight: *weight,
-            admin: Admin::Ready,
-            source: Source::Cli,
-        });
-        next.summary.push(format!("{address}: added; takes new flows once it is up"));
-    }
-    service.backends.sort_by_key(|backend| backend.address);
-    Ok(())
-}
-
-fn remove_backends(
-    next: &mut Outcome,
-    service: Option<&str>,
-    backends: &[SocketAddr],
-    facts: &Facts,
-    force: bool,
-) -> Result<()> {
-    let service = next.desired.service_mut(service)?;
-    for address in backends {
-        find(service, *address)?;
-    }
-    let usable = facts.usable.get(&service.name);
-    let last =
-        usable.is_some_and(|usable| !usable.is_empty() && usable.iter().all(|address| backends.contains(address)));
-    let flows: u64 = backends.iter().map(|address| flows_of(facts, &service.name, *address)).sum();
-    if last && flows > 0 && !force {
-        return Err(Error::refused(format!(
-            "service {}: this removes its last usable backend, with {flows} live flows",
-            service.name
-        ))
-        .hint("add another backend first, or --force"));
-    }
-    for address in backends {
-        let flows = flows_of(facts, &service.name, *address);
-        next.summary.push(format!("{address}: removed; its {flows} flows {}", go_on(force)));
-    }
-    service.backends.retain(|backend| !backends.contains(&backend.address));
-    Ok(())
 }
 
 #[cfg(test)]
@@ -506,6 +649,140 @@ mod tests {
         let wanted = [("10.0.0.2:80", Admin::Drain), ("10.0.0.4:80", Admin::Ready), ("10.0.0.7:80", Admin::Ready)];
         assert_eq!(backends, wanted.map(|(address, admin)| (address.to_owned(), admin)));
         assert_eq!(state.generation, 4);
+    }
+
+    fn change(state: &Desired, change: &Change) -> Desired {
+        state.change(change, &facts(), false).unwrap().desired
+    }
+
+    fn file(backends: &[&str]) -> Change {
+        let mut service = *service("10.0.0.1:80", backends);
+        service.name = "web".into();
+        Change::Restate { source: Source::File, settings: Box::default(), services: vec![service] }
+    }
+
+    fn consul(backends: &[&str]) -> Change {
+        let backends = backends.iter().map(|text| (address(text), 10)).collect();
+        Change::Snapshot { service: "web".into(), source: Source::Registry("consul".into()), backends }
+    }
+
+    /// "address source" of every backend.
+    fn listed(state: &Desired) -> Vec<String> {
+        let backends = state.services.values().flat_map(|service| &service.backends);
+        backends.map(|backend| format!("{} {}", backend.address, backend.source)).collect()
+    }
+
+    #[test]
+    fn a_backend_of_two_sources_stays_until_both_have_withdrawn_it() {
+        let state = change(&Desired::default(), &file(&["10.0.0.2:80"]));
+        let state = change(&state, &consul(&["10.0.0.2:80", "10.0.0.3:80"]));
+        assert_eq!(listed(&state), ["10.0.0.2:80 file", "10.0.0.3:80 registry:consul"]);
+        let without = change(&state, &file(&[]));
+        assert_eq!(listed(&without), ["10.0.0.2:80 registry:consul", "10.0.0.3:80 registry:consul"]);
+        assert_eq!(listed(&change(&state, &consul(&[]))), ["10.0.0.2:80 file"]);
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_has_its_admin_state_and_its_weight() {
+        let state = change(&Desired::default(), &file(&[]));
+        let state = change(&state, &consul(&["10.0.0.2:80"]));
+        let backend = address("10.0.0.2:80");
+        let drain = Change::SetAdmin { service: None, backends: vec![backend], admin: Admin::Drain };
+        let state = change(&state, &drain);
+        let state = change(&state, &Change::SetWeight { service: None, backend, weight: 7 });
+        let state = change(&change(&state, &consul(&[])), &consul(&["10.0.0.2:80"]));
+        let back = &state.service(None).unwrap().backends[0];
+        assert_eq!((back.admin, back.weight), (Admin::Drain, 7));
+        let removed = change(&state, &Change::RemoveBackends { service: None, backends: vec![backend] });
+        let state = change(&change(&removed, &consul(&[])), &consul(&["10.0.0.2:80"]));
+        let anew = &state.service(None).unwrap().backends[0];
+        assert_eq!((anew.admin, anew.weight), (Admin::Ready, 10), "removing forgets");
+    }
+
+    #[test]
+    fn what_the_operator_removed_stays_removed_when_the_file_is_read_again() {
+        let state = change(&Desired::default(), &file(&["10.0.0.2:80", "10.0.0.3:80"]));
+        let remove = Change::RemoveBackends { service: None, backends: vec![address("10.0.0.2:80")] };
+        let outcome = state.change(&remove, &facts(), false).unwrap();
+        assert!(outcome.warnings[0].contains("file states it still"), "{:?}", outcome.warnings);
+        let again = outcome.desired.change(&file(&["10.0.0.2:80", "10.0.0.3:80"]), &facts(), false).unwrap();
+        assert_eq!(listed(&again.desired), ["10.0.0.3:80 file"]);
+        assert!(again.warnings[0].contains("lb backend add 10.0.0.2:80"), "{:?}", again.warnings);
+        assert_eq!(again.desired, outcome.desired, "the same file changes nothing");
+        let add = Change::AddBackends { service: None, backends: vec![(address("10.0.0.2:80"), 9)] };
+        let state = change(&again.desired, &add);
+        assert_eq!(state.service(None).unwrap().backends[0].weight, 9);
+        // Now it is the operator's too.
+        assert_eq!(listed(&change(&state, &file(&["10.0.0.3:80"]))), ["10.0.0.2:80 cli", "10.0.0.3:80 file"]);
+        let remove = Change::RemoveService { service: "web".into() };
+        let state = change(&state, &remove);
+        assert!(change(&state, &file(&["10.0.0.2:80"])).services.is_empty());
+        let without = Change::Restate { source: Source::File, settings: Box::default(), services: vec![] };
+        assert_eq!(listed(&change(&change(&state, &without), &file(&["10.0.0.2:80"]))), ["10.0.0.2:80 file"]);
+    }
+
+    #[test]
+    fn what_the_operator_set_stands_against_the_file_and_is_said() {
+        let state = change(&Desired::default(), &file(&["10.0.0.2:80"]));
+        let options = ServiceOptions { on_down: Some(crate::state::OnDown::Keep), ..ServiceOptions::default() };
+        let set = Change::SetService { service: "web".into(), options: Box::new(options), backends: None };
+        let state = change(&state, &set);
+        let weight = Change::SetWeight { service: None, backend: address("10.0.0.2:80"), weight: 5 };
+        let again = change(&state, &weight).change(&file(&["10.0.0.2:80"]), &facts(), false).unwrap();
+        let service = again.desired.service(None).unwrap();
+        assert_eq!((service.on_down, service.backends[0].weight), (crate::state::OnDown::Keep, 5));
+        assert_eq!(again.warnings.len(), 2, "{:?}", again.warnings);
+    }
+
+    #[test]
+    fn a_registrys_impossible_backend_is_left_out_and_said() {
+        let state = change(&Desired::default(), &file(&[]));
+        let outcome = state.change(&consul(&["10.0.0.2:80", "127.0.0.1:80", "10.0.0.1:80"]), &facts(), false).unwrap();
+        assert_eq!(listed(&outcome.desired), ["10.0.0.2:80 registry:consul"]);
+        assert_eq!(outcome.warnings.len(), 2, "{:?}", outcome.warnings);
+        let same = outcome.desired.change(&consul(&["10.0.0.2:80"]), &facts(), false).unwrap();
+        assert_eq!(same.desired.generation, outcome.desired.generation, "no change, no generation");
+        let unknown = Desired::default().change(&consul(&["10.0.0.2:80"]), &facts(), false).unwrap_err();
+        assert_eq!(unknown.kind, Kind::NotFound);
+    }
+
+    #[test]
+    fn a_restatement_with_something_wrong_is_refused_whole() {
+        let wrong = |edit: &dyn Fn(&mut ServiceSpec)| {
+            let mut second = *service("10.0.0.1:81", &["10.0.0.5:80"]);
+            edit(&mut second);
+            let Change::Restate { source, settings, mut services } = file(&["10.0.0.2:80"]) else { unreachable!() };
+            services.push(second);
+            change(&Desired::default(), &file(&["10.0.0.2:80"]))
+                .change(&Change::Restate { source, settings, services }, &facts(), false)
+                .expect_err("this must be refused")
+        };
+        let vip = |text: &str| vec![text.parse().unwrap()];
+        assert!(wrong(&|s| s.vips = vip("10.0.0.1:80")).message.contains("has it already"));
+        assert!(wrong(&|s| s.vips = vip("10.0.0.2:90")).message.contains("backend of service web"));
+        assert!(wrong(&|s| s.name = "web".into()).message.contains("named twice"));
+        assert!(wrong(&|s| s.backends.push(s.backends[0].clone())).message.contains("named twice"));
+        assert!(wrong(&|s| s.backends[0].address = address("127.0.0.1:1")).message.contains("loopback"));
+        assert!(wrong(&|s| s.backends[0].address = address("10.0.0.1:1")).message.contains("is a VIP"));
+    }
+
+    #[test]
+    fn settings_of_the_flags_count_before_the_files() {
+        let settings = |interfaces: &[&str], max_flows| SettingsOptions {
+            interfaces: interfaces.iter().map(|&name| name.into()).collect(),
+            max_flows,
+            ..SettingsOptions::default()
+        };
+        let flags = Change::Attach { settings: Box::new(settings(&["eth0"], None)), service: None };
+        let file = Change::Restate {
+            source: Source::File,
+            settings: Box::new(settings(&["eth1"], Some(4096))),
+            services: vec![],
+        };
+        for order in [[&flags, &file], [&file, &flags]] {
+            let state = order.into_iter().fold(Desired::default(), |state, next| change(&state, next));
+            assert_eq!((state.settings.interfaces[0].as_str(), state.settings.max_flows), ("eth0", 4096));
+        }
     }
 
     #[test]

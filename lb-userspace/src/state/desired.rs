@@ -1,4 +1,4 @@
-//! The desired state and how it changes. Nothing here does I/O.
+//! The desired state: what counts, and what each source has said ([`super::statements`]). Nothing here does I/O.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Vip, XdpMode};
+use super::{Admin, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Vip, XdpMode, statements::Statements};
 
 /// One server of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +105,27 @@ pub struct ServiceOptions {
     pub on_empty: Option<OnEmpty>,
 }
 
-/// What `attach` says about the data plane itself.
+/// What a source says about the data plane itself; `None` or empty = not said. [`Settings`] says what each means.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of `Settings`")]
+pub struct SettingsOptions {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp: Option<XdpMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snat: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snat_ports: Option<(u16, u16)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_flows: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_exit: Option<OnExit>,
+}
+
+/// The data plane's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Interfaces, the first is the default for VIPs and announcements.
@@ -125,14 +145,24 @@ pub struct Settings {
 }
 
 /// Everything that is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Desired {
     /// Number of this state; every accepted change makes a new one.
     pub generation: u64,
-    /// The data plane's settings.
+    /// The data plane's settings that count.
     pub settings: Settings,
-    /// By name.
+    /// The services that count, by name.
     pub services: BTreeMap<String, ServiceSpec>,
+    /// Who said what; the other two follow from it.
+    pub statements: Statements,
+}
+
+impl Desired {
+    /// What follows from the statements.
+    #[must_use]
+    pub fn new(generation: u64, statements: Statements) -> Self {
+        Self { generation, settings: statements.settings(), services: statements.services(), statements }
+    }
 }
 
 impl HealthCheck {
@@ -162,6 +192,72 @@ impl ServiceSpec {
             on_empty: OnEmpty::Reject,
             source,
             backends: Vec::new(),
+        }
+    }
+}
+
+impl ServiceOptions {
+    /// What is said here, and for the rest what is said in `other`.
+    #[must_use]
+    pub fn or(self, other: &Self) -> Self {
+        let Self { name, mode, scheduler, affinity, health, on_down, on_empty } = self;
+        Self {
+            name: name.or_else(|| other.name.clone()),
+            mode: mode.or(other.mode),
+            scheduler: scheduler.or(other.scheduler),
+            affinity: affinity.or(other.affinity),
+            health: health.or_else(|| other.health.clone()),
+            on_down: on_down.or(other.on_down),
+            on_empty: on_empty.or(other.on_empty),
+        }
+    }
+
+    /// Puts what is said into a service.
+    pub fn apply(&self, service: &mut ServiceSpec) {
+        let Self { name, mode, scheduler, affinity, health, on_down, on_empty } = self;
+        if let Some(name) = name {
+            service.name.clone_from(name);
+        }
+        if let Some(probe) = health {
+            service.health.probe = probe.clone();
+        }
+        service.mode = mode.unwrap_or(service.mode);
+        service.scheduler = scheduler.unwrap_or(service.scheduler);
+        service.affinity = affinity.or(service.affinity).filter(|time| !time.is_zero());
+        service.on_down = on_down.unwrap_or(service.on_down);
+        service.on_empty = on_empty.unwrap_or(service.on_empty);
+    }
+}
+
+impl SettingsOptions {
+    /// What is said here, and for the rest what is said in `other`.
+    #[must_use]
+    pub fn or(self, other: &Self) -> Self {
+        let Self { interfaces, xdp, announce, snat, snat_ports, max_flows, on_exit } = self;
+        Self {
+            interfaces: if interfaces.is_empty() { other.interfaces.clone() } else { interfaces },
+            xdp: xdp.or(other.xdp),
+            announce: announce.or_else(|| other.announce.clone()),
+            snat: if snat.is_empty() { other.snat.clone() } else { snat },
+            snat_ports: snat_ports.or(other.snat_ports),
+            max_flows: max_flows.or(other.max_flows),
+            on_exit: on_exit.or(other.on_exit),
+        }
+    }
+}
+
+impl From<SettingsOptions> for Settings {
+    fn from(said: SettingsOptions) -> Self {
+        let default = Self::default();
+        let SettingsOptions { interfaces, xdp, announce, snat, snat_ports, max_flows, on_exit } = said;
+        Self {
+            interfaces,
+            xdp: xdp.unwrap_or(default.xdp),
+            announce,
+            snat,
+            snat_ports,
+            max_flows: max_flows.unwrap_or(default.max_flows),
+            on_exit: on_exit.unwrap_or(default.on_exit),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The state file: the desired state on disk, whole or not at all.
+//! The state file: the statements that make the desired state, on disk, whole or not at all.
 
 use std::{
     fs::{self, File},
@@ -6,8 +6,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Desired;
+use serde::{Deserialize, Serialize};
+
+use super::{Desired, Statements};
 use crate::{Error, Result};
+
+/// Format of the file. 1 (which did not say so) had the merged services and not who stated what.
+const FORMAT: u32 = 2;
+
+/// What is in the file.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    format: u32,
+    generation: u64,
+    #[serde(flatten)]
+    statements: Statements,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: Option<u32>,
+}
 
 /// Where the desired state is kept.
 #[derive(Clone, Debug)]
@@ -32,20 +51,32 @@ impl StateFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.error("read", &error)),
         };
-        serde_json::from_str(&text).map(Some).map_err(|error| {
-            Error::failed(format!("{}: {error}", self.path.display())).hint(format!(
-                "repair it, or `sudo rm {}`: the data path goes on, and lb starts without the saved services",
-                self.path.display()
-            ))
-        })
+        let format = serde_json::from_str::<Format>(&text).map_err(|error| self.unreadable(&error.to_string()))?;
+        match format.format {
+            Some(FORMAT) => {}
+            Some(newer) if newer > FORMAT => {
+                return Err(self.unreadable(&format!("its format is {newer}, and this lb knows {FORMAT} at most")));
+            }
+            _ => return Err(self.unreadable("its format is that of an older lb, which did not keep who stated what")),
+        }
+        let saved: Saved = serde_json::from_str(&text).map_err(|error| self.unreadable(&error.to_string()))?;
+        Ok(Some(Desired::new(saved.generation, saved.statements)))
+    }
+
+    fn unreadable(&self, why: &str) -> Error {
+        let path = self.path.display();
+        Error::failed(format!("saved state {path}: {why}")).hint(format!(
+            "`sudo rm {path}`: the data path goes on until the next start, and lb starts without the saved services; or use the lb that wrote it"
+        ))
     }
 
     /// Saves: a new file beside the old one, then one rename.
     pub fn save(&self, desired: &Desired) -> Result<()> {
         let new = self.path.with_extension("json.new");
+        let saved = Saved { format: FORMAT, generation: desired.generation, statements: desired.statements.clone() };
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&new)?;
-            serde_json::to_writer_pretty(&mut file, desired)?;
+            serde_json::to_writer_pretty(&mut file, &saved)?;
             file.write_all(b"\n")?;
             file.sync_all()?;
             fs::rename(&new, &self.path)?;
@@ -71,31 +102,55 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{ServiceSpec, Source};
+    use crate::state::{Admin, ServiceSpec, ServiceStatement, Source};
+
+    fn some() -> Desired {
+        let mut statements = Statements::default();
+        let service = ServiceSpec::new("10.0.0.1:80".parse().unwrap(), Source::File);
+        statements.state(Source::File, "web", service.into());
+        let backends = [("10.0.0.2:80".parse().unwrap(), 3)].into();
+        let registry = Source::Registry("consul".into());
+        statements.state(registry, "web", ServiceStatement { spec: None, backends });
+        statements.backend_word("web", "10.0.0.2:80".parse().unwrap()).admin = Admin::Drain;
+        Desired::new(7, statements)
+    }
 
     #[test]
     fn what_is_saved_is_loaded_and_forgotten() {
         let directory = tempfile::tempdir().unwrap();
         let file = StateFile::open(&directory.path().join("deep/er")).unwrap();
         assert_eq!(file.load().unwrap(), None);
-        let mut desired = Desired { generation: 7, ..Desired::default() };
-        let service = ServiceSpec::new("10.0.0.1:80".parse().unwrap(), Source::Registry("consul".into()));
-        desired.services.insert(service.name.clone(), service);
-        file.save(&desired).unwrap();
-        file.save(&desired).unwrap();
-        assert_eq!(file.load().unwrap(), Some(desired));
+        file.save(&some()).unwrap();
+        file.save(&some()).unwrap();
+        let loaded = file.load().unwrap().unwrap();
+        assert_eq!(loaded, some());
+        let backend = &loaded.services["web"].backends[0];
+        assert_eq!(
+            (backend.weight, backend.admin, backend.source.to_string().as_str()),
+            (3, Admin::Drain, "registry:consul")
+        );
         file.forget().unwrap();
         file.forget().unwrap();
         assert_eq!(file.load().unwrap(), None);
     }
 
     #[test]
-    fn a_broken_file_is_named_with_the_way_out() {
+    fn a_file_that_cannot_be_used_is_named_with_the_way_out() {
         let directory = tempfile::tempdir().unwrap();
         let file = StateFile::open(directory.path()).unwrap();
-        fs::write(directory.path().join("state.json"), "{\"generation\": oops}").unwrap();
-        let error = file.load().unwrap_err();
-        assert!(error.message.contains("state.json") && error.message.contains("line 1"), "{error}");
-        assert!(error.hint.unwrap().contains("sudo rm"));
+        let cases = [
+            ("{\"generation\": oops}", "line 1"),
+            ("", "EOF"),
+            ("{\"generation\": 3, \"settings\": {}, \"services\": {}}", "older lb"),
+            ("{\"format\": 99, \"more\": true}", "its format is 99"),
+            ("{\"format\": 2}", "generation"),
+            ("{\"format\": 2, \"generation\": 1, \"sources\": {\"nobody\": {}}}", "'nobody' is not a source"),
+        ];
+        for (text, words) in cases {
+            fs::write(directory.path().join("state.json"), text).unwrap();
+            let error = file.load().unwrap_err();
+            assert!(error.message.contains("state.json") && error.message.contains(words), "{text}: {error}");
+            assert!(error.hint.unwrap().contains("sudo rm"));
+        }
     }
 }

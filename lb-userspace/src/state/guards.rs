@@ -8,30 +8,60 @@ use std::{
 use super::{Desired, Facts, Mode, Probe, Scheduler, ServiceSpec, Vip};
 use crate::{Error, Result};
 
-/// Everything that can be wrong with a whole service.
-pub(super) fn check_service(
-    others: &Desired,
-    service: &ServiceSpec,
+/// Everything that can be wrong with a new state. What stood before is not judged again: the world may have changed
+/// around it, and refusing it now would help nobody.
+pub(super) fn check(
+    old: &Desired,
+    new: &Desired,
     facts: &Facts,
     force: bool,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
-    supported(service)?;
-    for vip in &service.vips {
-        if let Some(other) =
-            others.services.values().find(|other| other.name != service.name && other.vips.contains(vip))
-        {
-            return Err(Error::refused(format!("VIP {vip}: service {} has it already", other.name))
-                .hint("one VIP belongs to one service"));
+    let vips = vip_addresses(new);
+    let known_vips: BTreeSet<_> = old.services.values().flat_map(|service| &service.vips).collect();
+    for service in new.services.values() {
+        let before = old.services.get(&service.name);
+        if before == Some(service) {
+            continue;
         }
-        check_vip(*vip, others, facts, force, warnings)?;
-    }
-    let mut vips = vip_addresses(others);
-    vips.extend(service.vips.iter().map(|vip| vip.address));
-    for backend in &service.backends {
-        check_backend(backend.address, &vips, facts)?;
+        if let Some(before) = before.filter(|before| before.mode != service.mode) {
+            return Err(Error::refused(format!(
+                "service {}: its mode cannot change from {} to {} while it lives",
+                service.name, before.mode, service.mode
+            ))
+            .hint("add a service in the new mode under another name, then remove this one"));
+        }
+        supported(service)?;
+        for vip in &service.vips {
+            check_owner(*vip, service, new)?;
+            if !known_vips.contains(vip) {
+                check_vip(*vip, new, facts, force, warnings)?;
+            }
+        }
+        let known = |address| before.is_some_and(|before| before.backends.iter().any(|b| b.address == address));
+        for backend in service.backends.iter().filter(|backend| !known(backend.address)) {
+            check_backend(backend.address, &vips, facts)?;
+        }
     }
     Ok(())
+}
+
+/// One VIP belongs to one service, and is nobody's backend.
+fn check_owner(vip: Vip, service: &ServiceSpec, all: &Desired) -> Result<()> {
+    let mut others = all.services.values().filter(|other| other.name != service.name);
+    if let Some(other) = others.find(|other| other.vips.contains(&vip)) {
+        return Err(Error::refused(format!("VIP {vip}: service {} has it already", other.name))
+            .hint("one VIP belongs to one service"));
+    }
+    let is_backend = |other: &&ServiceSpec| other.backends.iter().any(|backend| backend.address.ip() == vip.address);
+    match all.services.values().filter(|other| other.name != service.name).find(is_backend) {
+        Some(other) => Err(Error::refused(format!(
+            "VIP {vip}: the address is that of a backend of service {}: packets would go round for ever",
+            other.name
+        ))
+        .hint("an address that no backend has")),
+        None => Ok(()),
+    }
 }
 
 /// What this version cannot do yet is refused, not ignored.
