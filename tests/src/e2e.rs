@@ -37,7 +37,7 @@ pub struct Setup {
     bpffs: PathBuf,
     binary: PathBuf,
     // Last: what runs in it ends first.
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Setup {
@@ -75,7 +75,7 @@ impl Setup {
             directory: tempfile::tempdir()?,
             bpffs: PathBuf::from(format!("/sys/fs/bpf/lb-e2e-{}-{number}", std::process::id())),
             binary: binary()?,
-            _lab: lab,
+            lab,
         })
     }
 
@@ -95,6 +95,11 @@ impl Setup {
     #[must_use]
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
+    }
+
+    /// Gives the balancer another interface, on a switch of the lab.
+    pub fn plug(&mut self, device: &str, switch: &str, address: Ipv4Addr) -> Result<()> {
+        Ok(self.lab.plug(&self.balancer, device, switch, address, 1500)?)
     }
 
     fn command(&self, arguments: &str) -> std::process::Command {

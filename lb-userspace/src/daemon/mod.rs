@@ -1,8 +1,9 @@
 //! The daemon: one task that owns the desired state, what is observed, and the data plane.
 //!
 //! Requests, health results and the clock come to it through channels; nobody else touches the maps. [`start`] brings
-//! it up, [`view`] answers questions, this file changes things.
+//! it up, [`view`] answers questions, [`network`] follows the network, this file changes things.
 
+mod network;
 mod start;
 mod view;
 
@@ -10,12 +11,11 @@ pub use start::{AttachOptions, attach};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use lb_common::maps;
 use serde_json::{Value, json};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -29,19 +29,13 @@ use crate::{
     dataplane::{self, DataPlane, pins},
     error::Context as _,
     health::{Checked, Checker, Target},
-    net::{self, Interface, Net},
+    net::{self, Changes, Interface, View},
     reconcile::{BackendKey, Lingering, Observed, VerdictSeen, compile},
     state::{Change, Desired, Facts, Health, OnExit, Outcome, XdpMode, file::StateFile},
 };
 
-/// Index of the loopback device, which is never attached.
-const LOOPBACK: u32 = 1;
-/// How often the network is looked at and removed backends are counted.
+/// How often flows of removed backends are counted.
 const ROUND: Duration = Duration::from_secs(1);
-
-/// How often, and how long apart, new backends' neighbours are looked for before a change is called done.
-const NEIGHBOUR_LOOKS: u32 = 5;
-const NEIGHBOUR_LOOK: Duration = Duration::from_millis(50);
 
 /// An interface that the data path runs on.
 #[derive(Clone, Debug)]
@@ -50,11 +44,15 @@ struct Attachment {
     xdp: XdpMode,
     /// It was not there when the network was last looked at.
     gone: bool,
+    /// Why it cannot be attached again although it is back.
+    trouble: Option<String>,
 }
 
 /// See the module.
 pub struct Daemon {
-    net: Net,
+    view: View,
+    /// Why addresses of backends are not reached.
+    trouble: BTreeMap<IpAddr, String>,
     plane: DataPlane,
     bpffs: PathBuf,
     desired: Desired,
@@ -81,11 +79,14 @@ impl Daemon {
         mut self,
         mut calls: mpsc::Receiver<Call>,
         mut results: mpsc::UnboundedReceiver<Checked>,
+        mut changes: mpsc::Receiver<Changes>,
     ) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
         let mut round = interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut safety = interval(network::SAFETY);
+        safety.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = loop {
             tokio::select! {
                 Some((request, answer)) = calls.recv() => {
@@ -98,7 +99,9 @@ impl Daemon {
                     }
                 }
                 Some(result) = results.recv() => self.checked(result).await,
-                _ = round.tick() => self.look_around().await,
+                Some(changes) = changes.recv() => self.network_changed(&changes).await,
+                _ = round.tick() => self.count_lingering(),
+                _ = safety.tick() => self.look_around().await,
                 _ = interrupt.recv() => break End::Signal,
                 _ = terminate.recv() => break End::Signal,
             }
@@ -146,10 +149,12 @@ impl Daemon {
         self.state.save(&desired)?;
         let old = std::mem::replace(&mut self.desired, desired);
         self.keep_removed(&old, force);
-        self.find_neighbours().await?;
-        if let Err(error) = self.apply() {
+        let applied = self.find_neighbours().await.and_then(|()| self.apply());
+        if let Err(error) = applied {
             // Nothing half-applied: the old state stands again, in the file too.
             self.desired = old;
+            let present: BTreeSet<_> = keys(&self.desired).collect();
+            self.observed.lingering.retain(|key, _| !present.contains(key));
             self.state.save(&self.desired)?;
             self.apply()?;
             return Err(error);
@@ -181,6 +186,7 @@ impl Daemon {
         self.plane.apply(&tables)?;
         self.observed.backend_ids.clone_from(&tables.backend_ids);
         self.observed.service_ids.clone_from(&tables.service_ids);
+        self.observed.next_hop_places.clone_from(&tables.next_hops);
         Ok(())
     }
 
@@ -215,76 +221,12 @@ impl Daemon {
             self.observed.verdicts.insert(key.clone(), seen);
             // The probe has made the kernel find its neighbour: no flow shall wait for the next round.
             let known = self.observed.next_hops.contains_key(&key.address.ip());
-            let seen = if health == Health::Up && !known { self.see_network().await } else { Ok(()) };
+            let seen = if health == Health::Up && !known { self.see_network().await.map(drop) } else { Ok(()) };
             if let Err(error) = seen.and_then(|()| self.apply()) {
                 tracing::error!(%error, "apply a verdict");
             }
         }
         self.checks.insert(key, result);
-    }
-
-    /// Looks at the network, and at what becomes of removed backends.
-    async fn look_around(&mut self) {
-        let before = self.observed.clone();
-        let seen = self.see_network().await;
-        self.count_lingering();
-        if let Err(error) = seen {
-            tracing::warn!(%error, "look at the network");
-        }
-        let changed = before.next_hops != self.observed.next_hops
-            || before.sources != self.observed.sources
-            || before.host_addresses != self.observed.host_addresses
-            || before.lingering != self.observed.lingering
-            || before.lingering_vips != self.observed.lingering_vips;
-        if changed && let Err(error) = self.apply() {
-            tracing::error!(%error, "apply what the network says");
-        }
-    }
-
-    /// Looks at the network until every backend's neighbour is found, but not for long: the round goes on looking.
-    async fn find_neighbours(&mut self) -> Result<()> {
-        for _ in 0..NEIGHBOUR_LOOKS {
-            self.see_network().await?;
-            if keys(&self.desired).all(|key| self.observed.next_hops.contains_key(&key.address.ip())) {
-                break;
-            }
-            tokio::time::sleep(NEIGHBOUR_LOOK).await;
-        }
-        Ok(())
-    }
-
-    /// Interfaces, addresses, routes and neighbours as they are now.
-    async fn see_network(&mut self) -> Result<()> {
-        let interfaces = self.net.interfaces().await?;
-        for (name, attachment) in &mut self.attached {
-            let found = interfaces.iter().find(|interface| interface.name == *name);
-            let gone = found.is_none_or(|interface| interface.index != attachment.interface.index);
-            if gone != attachment.gone {
-                tracing::warn!(interface = %name, gone, "interface");
-            }
-            attachment.gone = gone;
-            if let Some(found) = found.filter(|_| !gone) {
-                attachment.interface = found.clone();
-            }
-        }
-        let mut entries: Vec<_> = self.attached.values().map(entry).collect();
-        // A test run without a context comes in by the loopback device: it shall find what the first interface would.
-        let first = self.desired.settings.interfaces.first().and_then(|name| self.attached.get(name));
-        entries.extend(first.map(|first| maps::Interface { ifindex: LOOPBACK, flags: 0, ..entry(first) }));
-        self.plane.set_interfaces(&entries)?;
-        self.observed.host_addresses = interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect();
-        self.observed.reserved_ports = net::reserved_ports();
-        let addresses: BTreeSet<_> = keys(&self.desired)
-            .map(|key| key.address.ip())
-            .chain(self.observed.lingering.keys().map(|key| key.address.ip()))
-            .collect();
-        let attached: Vec<_> = self.attached.values().map(|attachment| attachment.interface.clone()).collect();
-        let reached = self.net.next_hops(&addresses, &attached).await?;
-        // A neighbour that is just being asked again keeps its last known MAC.
-        self.observed.next_hops.retain(|address, _| addresses.contains(address));
-        self.observed.next_hops.extend(reached.next_hops);
-        self.observed.sources = reached.sources;
-        Ok(())
     }
 
     /// Identities of removed backends are free again when no flow names them.
@@ -306,22 +248,27 @@ impl Daemon {
             .filter(|key| observed.backend_ids.get(key).is_none_or(|id| !ids.contains(id)))
             .cloned()
             .collect();
-        for key in over {
-            observed.lingering.remove(&key);
-            observed.backend_ids.remove(&key);
-            observed.verdicts.remove(&key);
-            self.checks.remove(&key);
+        for key in &over {
+            observed.lingering.remove(key);
+            observed.backend_ids.remove(key);
+            observed.verdicts.remove(key);
+            self.checks.remove(key);
         }
+        let over = over.len();
+        let before = (over, observed.lingering_vips.len());
         observed.lingering_vips.retain(|vip| vips.contains(&(vip.address, vip.port)));
+        let changed = before != (0, observed.lingering_vips.len());
+        if changed && let Err(error) = self.apply() {
+            tracing::error!(%error, "forget what was removed");
+        }
     }
 
     /// What guards look at.
-    async fn facts(&self, change: &Change) -> Result<Facts> {
-        let interfaces = self.net.interfaces().await?;
-        let mut routes = BTreeMap::new();
-        for address in change.backends() {
-            routes.insert(address.ip(), self.net.route_to(address.ip()).await?);
-        }
+    async fn facts(&mut self, change: &Change) -> Result<Facts> {
+        let interfaces = self.view.interfaces().await?;
+        let addresses = change.backends().iter().map(SocketAddr::ip).collect();
+        let routes = self.view.routes(&addresses).await?;
+        let routes = addresses.iter().filter_map(|address| Some((*address, routes.get(address)?.clone()))).collect();
         let counts = self.plane.flows().count(dataplane::now());
         let flows = self.observed.backend_ids.iter();
         let flows = flows.filter_map(|(key, id)| Some((key.clone(), *counts.by_backend.get(id)?)));
@@ -354,7 +301,7 @@ impl Daemon {
 
     async fn withdraw(&self) {
         for (ifindex, address) in &self.announced {
-            if let Err(error) = self.net.remove_address(*ifindex, *address).await {
+            if let Err(error) = self.view.net().remove_address(*ifindex, *address).await {
                 tracing::warn!(%error, %address, "withdraw");
             }
         }
@@ -366,18 +313,4 @@ fn keys(desired: &Desired) -> impl Iterator<Item = BackendKey> {
     desired.services.values().flat_map(|service| {
         service.backends.iter().map(|backend| BackendKey { service: service.name.clone(), address: backend.address })
     })
-}
-
-/// What the data path has to know of an attached interface.
-fn entry(attachment: &Attachment) -> maps::Interface {
-    use maps::interface_flag::{GENERIC, REDIRECT};
-    let Attachment { interface, xdp, .. } = attachment;
-    let is_veth = interface.kind.as_deref() == Some("veth");
-    let flags = match xdp {
-        XdpMode::Generic => GENERIC,
-        _ if is_veth => REDIRECT,
-        _ => 0,
-    };
-    let (mac, mtu) = (interface.mac, interface.mtu);
-    maps::Interface { ifindex: interface.index, flags, mtu, mac, virtual_mac: mac }
 }

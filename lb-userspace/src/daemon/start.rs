@@ -10,14 +10,14 @@ use std::{
 use lb_common::hash;
 use tokio::sync::mpsc;
 
-use super::{Attachment, Daemon, view::verdict_of};
+use super::{Attachment, Daemon, network::LOOPBACK, view::verdict_of};
 use crate::{
     Error, Result,
     api::{client::Client, server},
     dataplane::{DataPlane, LoadOptions, pins, program_name},
     doctor::private_mount_namespace,
     health::Checker,
-    net::{self, Interface, Net},
+    net::{self, Changes, Interface, Net, View},
     reconcile::{BackendKey, Lingering, Observed, VerdictSeen},
     state::{
         Admin, BackendSpec, Change, Desired, Facts, Health, ServiceOptions, ServiceSpec, SettingsOptions, Source,
@@ -65,12 +65,14 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
         return Err(Error::usage("--bpf-log: the data path has no log yet in this version")
             .hint("`lb drops` counts every packet's reason, `lb conn list` shows connections"));
     }
-    let net = Net::new()?;
+    // Before the first look, so that nothing is missed between the two.
+    let changes = net::watch()?;
+    let mut view = View::new(Net::new()?);
     let mut interfaces = Vec::new();
     for name in &options.settings.interfaces {
-        interfaces.push(net.interface(name).await?);
+        interfaces.push(view.net().interface(name).await?);
     }
-    if let Some(loopback) = interfaces.iter().find(|interface| interface.index == super::LOOPBACK) {
+    if let Some(loopback) = interfaces.iter().find(|interface| interface.index == LOOPBACK) {
         return Err(Error::refused(format!(
             "attach {}: the loopback device carries only this host's own traffic",
             loopback.name
@@ -82,7 +84,7 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
     let state = StateFile::open(&options.state_dir)?;
     let before = if adopting { state.load()?.unwrap_or_default() } else { Desired::default() };
     let change = Change::Attach { settings: Box::new(options.settings.clone()), service: service.map(Box::new) };
-    let facts = facts(&net, &change, &interfaces).await?;
+    let facts = facts(&mut view, &change, &interfaces).await?;
     let outcome = before.change(&change, &facts, options.force)?;
     for warning in &outcome.warnings {
         eprintln!("lb: warning: {warning}");
@@ -107,7 +109,7 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
     for (name, why) in &lost {
         eprintln!("lb: warning: {name}: its link could not be taken over: {why}");
     }
-    let started = start(options.clone(), net, plane, state, outcome.desired, interfaces).await;
+    let started = start(options.clone(), view, changes, plane, state, outcome.desired, interfaces).await;
     if started.is_err() && !adopting {
         pins::remove(&options.bpffs)?;
     }
@@ -117,7 +119,8 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
 /// Makes the daemon, brings the maps up to date, attaches, and only then says that it is ready.
 async fn start(
     options: AttachOptions,
-    net: Net,
+    view: View,
+    changes: mpsc::Receiver<Changes>,
     plane: DataPlane,
     state: StateFile,
     desired: Desired,
@@ -126,7 +129,8 @@ async fn start(
     let listener = server::bind(&options.socket).await?;
     let (results, incoming) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
-        net,
+        view,
+        trouble: BTreeMap::new(),
         observed: recover(&plane, &desired),
         plane,
         bpffs: options.bpffs.clone(),
@@ -140,7 +144,7 @@ async fn start(
     };
     for interface in interfaces {
         // Tables first: the interface is only told of when it is attached.
-        let attachment = Attachment { xdp: daemon.desired.settings.xdp, interface, gone: false };
+        let attachment = Attachment { xdp: daemon.desired.settings.xdp, interface, gone: false, trouble: None };
         daemon.attached.insert(attachment.interface.name.clone(), attachment);
     }
     daemon.find_neighbours().await?;
@@ -154,7 +158,7 @@ async fn start(
     tokio::spawn(server::serve(listener, calls));
     let ended = {
         println!("lb: ready");
-        daemon.run(requests, incoming).await
+        daemon.run(requests, incoming, changes).await
     };
     match std::fs::remove_file(&options.socket) {
         Ok(()) | Err(_) => ended,
@@ -178,11 +182,11 @@ impl Daemon {
     /// Puts VIPs on the device that `--announce` names.
     async fn announce(&mut self) -> Result<()> {
         let Some(device) = self.desired.settings.announce.clone() else { return Ok(()) };
-        let device = self.net.interface(&device).await?;
+        let device = self.view.net().interface(&device).await?;
         let vips: BTreeSet<IpAddr> =
             self.desired.services.values().flat_map(|service| &service.vips).map(|vip| vip.address).collect();
         for address in vips.into_iter().filter(|address| !device.addresses.contains(address)) {
-            self.net.add_address(device.index, address).await?;
+            self.view.net().add_address(device.index, address).await?;
             self.announced.push((device.index, address));
             println!("{address}: on {}", device.name);
         }
@@ -227,12 +231,9 @@ fn common_port(backends: &[(SocketAddr, u16)]) -> Result<u16> {
     }
 }
 
-async fn facts(net: &Net, change: &Change, attached: &[Interface]) -> Result<Facts> {
-    let interfaces = net.interfaces().await?;
-    let mut routes = BTreeMap::new();
-    for address in change.backends() {
-        routes.insert(address.ip(), net.route_to(address.ip()).await?);
-    }
+async fn facts(view: &mut View, change: &Change, attached: &[Interface]) -> Result<Facts> {
+    let interfaces = view.interfaces().await?;
+    let routes = view.routes(&change.backends().iter().map(SocketAddr::ip).collect()).await?.clone();
     Ok(Facts {
         host_addresses: interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect(),
         listeners: net::listeners(),

@@ -42,27 +42,8 @@ impl Daemon {
             interfaces: interfaces.collect(),
             services: services.collect(),
             flows: FlowsStatus { active: counts.active, max: u64::from(flows.capacity()) },
-            warnings: self.warnings(),
+            warnings: self.network_warnings(),
         })
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        for (name, attachment) in &self.attached {
-            if attachment.gone {
-                warnings.push(format!(
-                    "{name}: the interface is gone; when it is back: lb detach {name}, then attach again"
-                ));
-            } else if !attachment.interface.up {
-                warnings.push(format!("{name}: the interface is down: sudo ip link set {name} up"));
-            }
-        }
-        for key in super::keys(&self.desired) {
-            if !self.observed.next_hops.contains_key(&key.address.ip()) {
-                warnings.push(format!("{}: its neighbour has no MAC address yet; see `ip neigh`", key.address));
-            }
-        }
-        warnings
     }
 
     fn service(&self, spec: &ServiceSpec, tables: &Tables, counters: &Counters, counts: &FlowCounts) -> Service {

@@ -84,8 +84,8 @@ impl DataPlane {
         let settings = self.settings.read(0);
         let wanted = maps::Settings { nat_ports: tables.nat_ports.len() as u32, wildcard_vips: wildcard, ..settings };
         done.writes += write(&self.settings, 0, wanted);
-        for (index, hop) in (1..).zip(&tables.next_hops) {
-            done.writes += write(&self.next_hops, index, *hop);
+        for (place, hop) in tables.next_hops.entries() {
+            done.writes += write(&self.next_hops, place, hop);
         }
         for (id, backend) in &tables.backends {
             if !self.applied.backends.contains_key(id) {

@@ -48,6 +48,12 @@ impl DataPlane {
         }
     }
 
+    /// Attaches to another interface of a name that was attached before.
+    pub fn attach_again(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> Result<Attached> {
+        self.taken_over.remove(name);
+        self.attach(name, ifindex, false, mode)
+    }
+
     fn attach_as(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> Result<Attached> {
         let flags = if mode == XdpMode::Native { Flags::Driver } else { Flags::Skb };
         let pin = self.directory.join(format!("{}{name}", pins::LINK));

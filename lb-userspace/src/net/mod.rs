@@ -1,29 +1,34 @@
 //! What the host's network looks like, by netlink: interfaces, routes, neighbours; and who listens on which port.
 //!
-//! A netlink socket sees the network namespace of the thread that opened it.
+//! [`Net`] asks and changes, [`watch`] listens to what changes, [`View`] is the picture that comes of both. A netlink
+//! socket sees the network namespace of the thread that opened it.
 
+mod announce;
 mod listeners;
+mod prefixes;
+mod view;
+mod watch;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, fs, net::IpAddr};
 
 use futures_util::TryStreamExt as _;
-use lb_common::maps;
 use rtnetlink::{
-    Handle, RouteMessageBuilder, new_connection,
+    Handle, IpVersion, RouteMessageBuilder, new_connection,
     packet_route::{
         AddressFamily,
         address::AddressAttribute,
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+        rule::RuleAttribute,
     },
 };
 
+pub use announce::announce;
 pub use listeners::{Listener, listeners};
+pub use prefixes::Prefixes;
+pub use view::{Reached, View};
+pub use watch::{Changes, watch};
 
 use crate::{Error, Result, error::Context as _};
 
@@ -40,6 +45,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Whether it is up and connected.
+    pub carrier: bool,
     /// `veth`, `bond`, `vlan`, `bridge`, ...; none for a physical device.
     pub kind: Option<String>,
     /// Its addresses.
@@ -59,6 +66,17 @@ pub struct RouteTo {
     pub gateway: Option<IpAddr>,
     /// It is this host's own.
     pub local: bool,
+    /// Largest layer-3 packet in bytes, where the route says less than its interface.
+    pub mtu: Option<u32>,
+}
+
+/// Who answers for an address on an interface's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Nothing was heard of it for a while.
+    pub stale: bool,
 }
 
 /// A view of the host's network.
@@ -116,25 +134,49 @@ impl Net {
         Ok(found.ok().and_then(|routes| routes.first().map(route)))
     }
 
-    /// MAC addresses of known neighbours, by interface and address.
-    pub async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), [u8; 6]>> {
-        let entries: Vec<_> =
-            self.handle.neighbours().get().execute().try_collect().await.context("list neighbours")?;
-        let usable =
-            |state| !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None);
-        let entries = entries.into_iter().filter(|entry| usable(entry.header.state)).filter_map(|entry| {
-            let (mut address, mut mac) = (None, None);
-            for attribute in &entry.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
-                    NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(&bytes[..]).ok(),
-                    _ => {}
+    /// Prefixes of all routing tables and rules.
+    pub async fn prefixes(&self) -> Result<Prefixes> {
+        let mut prefixes = Prefixes::default();
+        let requests = [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ];
+        for request in requests {
+            let routes: Vec<RouteMessage> =
+                self.handle.route().get(request).execute().try_collect().await.context("list routes")?;
+            for message in routes {
+                let attributes = &message.attributes;
+                let spread = attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::MultiPath(_)));
+                let destination = attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Destination(address) => route_address(address),
+                    _ => None,
+                });
+                let any: IpAddr = match message.header.address_family {
+                    AddressFamily::Inet => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                    _ => std::net::Ipv6Addr::UNSPECIFIED.into(),
+                };
+                prefixes.add(destination.unwrap_or(any), message.header.destination_prefix_length, spread);
+            }
+        }
+        for family in [IpVersion::V4, IpVersion::V6] {
+            let rules: Vec<_> = self.handle.rule().get(family).execute().try_collect().await.context("list rules")?;
+            for message in rules {
+                for attribute in &message.attributes {
+                    if let RuleAttribute::Destination(address) = attribute {
+                        prefixes.add(*address, message.header.dst_len, false);
+                    }
                 }
             }
-            Some(((entry.header.ifindex, address?), mac?))
-        });
-        Ok(entries.collect())
+        }
+        Ok(prefixes)
+    }
+
+    /// Known neighbours, by interface and address.
+    pub async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), Neighbour>> {
+        let entries: Vec<_> =
+            self.handle.neighbours().get().execute().try_collect().await.context("list neighbours")?;
+        let known = entries.iter().filter_map(neighbour).filter_map(|(key, neighbour)| Some((key, neighbour?)));
+        Ok(known.collect())
     }
 
     /// Has the kernel resolve a neighbour now.
@@ -144,30 +186,6 @@ impl Net {
         if let Err(error) = request.execute().await {
             tracing::debug!(%address, %error, "resolve neighbour");
         }
-    }
-
-    /// Next hops and preferred sources of addresses; those whose neighbour is not known are being resolved.
-    pub async fn next_hops(&self, addresses: &BTreeSet<IpAddr>, attached: &[Interface]) -> Result<Reached> {
-        let neighbours = self.neighbours().await?;
-        let mut reached = Reached::default();
-        for address in addresses {
-            let Some(route) = self.route_to(*address).await? else { continue };
-            let next = route.gateway.unwrap_or(*address);
-            if let Some(source) = route.source {
-                reached.sources.insert(*address, source);
-            }
-            let Some(egress) = attached.iter().find(|interface| interface.index == route.ifindex) else { continue };
-            let Some(mac) = neighbours.get(&(route.ifindex, next)) else {
-                self.resolve(route.ifindex, next).await;
-                continue;
-            };
-            let mut ethernet = [0; 12];
-            ethernet[..6].copy_from_slice(mac);
-            ethernet[6..].copy_from_slice(&egress.mac);
-            let hop = maps::NextHop { ethernet, ifindex: egress.index, mtu: egress.mtu, ..maps::NextHop::default() };
-            reached.next_hops.insert(*address, hop);
-        }
-        Ok(reached)
     }
 
     /// Puts an address on a device.
@@ -190,19 +208,31 @@ impl Net {
     }
 }
 
-/// What is known of the way to some addresses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reached {
-    /// Next hops of those that are reached through an attached interface and whose neighbour is known.
-    pub next_hops: BTreeMap<IpAddr, maps::NextHop>,
-    /// Preferred source addresses.
-    pub sources: BTreeMap<IpAddr, IpAddr>,
+/// What a netlink entry says of a neighbour; one that failed or was never resolved is not known.
+fn neighbour(entry: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Neighbour>)> {
+    if !matches!(entry.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
+        return None;
+    }
+    let (mut address, mut mac) = (None, None);
+    for attribute in &entry.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(&bytes[..]).ok(),
+            _ => {}
+        }
+    }
+    let state = entry.header.state;
+    let usable = !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None);
+    let stale = state == NeighbourState::Stale;
+    Some(((entry.header.ifindex, address?), mac.filter(|_| usable).map(|mac| Neighbour { mac, stale })))
 }
 
 fn interface(message: &LinkMessage) -> Interface {
     let mut interface = Interface {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         ..Interface::default()
     };
     for attribute in &message.attributes {
@@ -236,23 +266,33 @@ fn word(kind: &InfoKind) -> String {
 }
 
 fn route(message: &RouteMessage) -> RouteTo {
-    let mut route = RouteTo { ifindex: 0, source: None, gateway: None, local: false };
-    route.local = message.header.kind == rtnetlink::packet_route::route::RouteType::Local;
-    let address = |address: &RouteAddress| match address {
-        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
-        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    };
+    let local = message.header.kind == RouteType::Local;
+    let mut route = RouteTo { ifindex: 0, source: None, gateway: None, local, mtu: None };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => route.ifindex = *index,
-            RouteAttribute::PrefSource(source) => route.source = address(source),
-            RouteAttribute::Gateway(gateway) => route.gateway = address(gateway),
+            RouteAttribute::PrefSource(source) => route.source = route_address(source),
+            RouteAttribute::Gateway(gateway) => route.gateway = route_address(gateway),
+            RouteAttribute::Via(RouteVia::Inet(v4)) => route.gateway = Some((*v4).into()),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => route.gateway = Some((*v6).into()),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    debug_assert!(message.header.address_family != AddressFamily::Unspec, "a route has a family");
     route
+}
+
+const fn route_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
 }
 
 /// `ip_local_port_range`: the ports that the host gives to its own connections.

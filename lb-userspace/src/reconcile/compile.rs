@@ -158,7 +158,7 @@ fn flags(service: &ServiceSpec, backend: &BackendSpec, health: Health, is_taker:
 /// What is the same for every backend at an address: next hop, addresses for NAT, timeouts.
 fn place_backend(desired: &Desired, observed: &Observed, address: SocketAddr, tables: &mut Tables) -> maps::Backend {
     let hop = observed.next_hops.get(&address.ip()).filter(|hop| hop.ifindex != 0);
-    let next_hop = hop.map_or(0, |hop| next_hop_index(*hop, tables));
+    let next_hop = hop.map_or(0, |hop| tables.next_hops.place(hop, &observed.next_hop_places));
     let (snat, snat_count) = snat_run(desired, observed, address.ip(), tables);
     let (family, words) = words(address.ip());
     maps::Backend {
@@ -177,14 +177,6 @@ fn place_backend(desired: &Desired, observed: &Observed, address: SocketAddr, ta
         family,
         ..maps::Backend::default()
     }
-}
-
-fn next_hop_index(hop: maps::NextHop, tables: &mut Tables) -> u32 {
-    let position = tables.next_hops.iter().position(|known| *known == hop).unwrap_or_else(|| {
-        tables.next_hops.push(hop);
-        tables.next_hops.len() - 1
-    });
-    position as u32 + 1
 }
 
 /// Addresses that NAT uses towards a backend: the preferred source of its route, then `--snat`. Equal lists share a run.
@@ -212,7 +204,7 @@ fn snat_run(desired: &Desired, observed: &Observed, backend: IpAddr, tables: &mu
 /// A removed backend whose flows go on: everything as it was, but for what must follow the network.
 fn linger(id: u32, value: &maps::Backend, reset: bool, key: &BackendKey, observed: &Observed, tables: &mut Tables) {
     let hop = observed.next_hops.get(&key.address.ip()).filter(|hop| hop.ifindex != 0);
-    let next_hop = hop.map_or(0, |hop| next_hop_index(*hop, tables));
+    let next_hop = hop.map_or(0, |hop| tables.next_hops.place(hop, &observed.next_hop_places));
     let mut flags = backend_flag::USED | backend_flag::REMOVED;
     if reset {
         flags |= backend_flag::RESET | backend_flag::MOVE_UDP;

@@ -4,9 +4,11 @@
 //! [`Tables`] on every balancer. [`crate::dataplane`] applies the difference.
 
 mod compile;
+mod next_hops;
 mod usable;
 
 pub use compile::compile;
+pub use next_hops::NextHops;
 pub use usable::{Usable, usable};
 
 use std::{
@@ -51,6 +53,8 @@ pub struct Observed {
     pub lingering: BTreeMap<BackendKey, Lingering>,
     /// Next hop of every backend address that has one.
     pub next_hops: BTreeMap<IpAddr, maps::NextHop>,
+    /// Where next hops stand in their map already.
+    pub next_hop_places: NextHops,
     /// Preferred source address of the route to every backend address.
     pub sources: BTreeMap<IpAddr, IpAddr>,
     /// Addresses that this host owns.
@@ -83,8 +87,8 @@ pub struct Tables {
     pub slots: BTreeMap<u32, Vec<u32>>,
     /// `backends` by identity.
     pub backends: BTreeMap<u32, maps::Backend>,
-    /// `next_hops` by index, from 1.
-    pub next_hops: Vec<maps::NextHop>,
+    /// `next_hops`.
+    pub next_hops: NextHops,
     /// `snat`.
     pub snat: Vec<[lb_common::Be32; 4]>,
     /// `nat_ports`, host order, ascending.

@@ -531,7 +531,7 @@ mod tests {
     }
 
     fn facts() -> Facts {
-        let route = |ifindex| Some(RouteTo { ifindex, source: None, gateway: None, local: false });
+        let route = |ifindex| Some(RouteTo { ifindex, source: None, gateway: None, local: false, mtu: None });
         Facts {
             host_addresses: [IpAddr::from([10, 0, 0, 1]), IpAddr::from([127, 0, 0, 1])].into(),
             listeners: vec![Listener {

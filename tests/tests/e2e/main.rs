@@ -1,3 +1,4 @@
 //! End to end: real clients and servers in network namespaces, the real `lb`. They run beside each other.
 
 mod nat;
+mod network;
