@@ -4,16 +4,17 @@
 //! ([`daemon`]), which checks it ([`state`]), compiles desired state and observations into tables ([`reconcile`]) and
 //! applies the difference to the maps ([`dataplane`], the only module that touches aya).
 //!
-//! **Observations** come through the same door: verdicts of health checks ([`health`]), and interfaces, routes and
-//! neighbours by netlink ([`net`]).
+//! **Observations** come through the same door: verdicts of health checks ([`health`]), interfaces, routes and
+//! neighbours by netlink ([`net`]), and what registries and watched files say ([`discovery`]).
 //!
-//! Around it: [`observe`] (metrics), [`doctor`] (what stands in the way on this host), and [`demo`] in a [`lab`] of network namespaces.
+//! Around it: [`observe`] (metrics), [`tls`] (towards registries and https checks), [`doctor`] (what stands in the way on this host), and [`demo`] in a [`lab`] of network namespaces.
 
 pub mod api;
 pub mod cli;
 pub mod daemon;
 pub mod dataplane;
 pub mod demo;
+pub mod discovery;
 pub mod doctor;
 pub mod error;
 pub mod health;
@@ -23,5 +24,6 @@ pub mod net;
 pub mod observe;
 pub mod reconcile;
 pub mod state;
+pub mod tls;
 
 pub use error::{Error, Result};

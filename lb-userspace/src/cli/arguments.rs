@@ -10,11 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::state::{
     Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, ServiceOptions, XdpMode,
-    words::{parse_backends, parse_duration, parse_probe},
+    words::{BackendList, parse_duration, parse_list, parse_probe},
 };
-
-/// A list of backends in one word; a name of its own, because clap reads a `Vec` as several words.
-type Backends = Vec<(SocketAddr, u16)>;
 
 /// A layer-4 load balancer in the Linux kernel
 #[derive(Clone, Debug, Parser)]
@@ -94,9 +91,9 @@ pub struct Attach {
     /// [ADDR:]PORT[/tcp|udp]; default: the interface's address and the port that all backends share
     #[arg(long)]
     pub vip: Vec<String>,
-    /// ADDR:PORT[=WEIGHT],...
-    #[arg(long, value_parser = parse_backends)]
-    pub backends: Option<Backends>,
+    /// ADDR:PORT[=WEIGHT] or KIND:TARGET[?OPTIONS] of a registry (consul, dns, etcd, file), separated by commas
+    #[arg(long, value_parser = parse_list)]
+    pub backends: Option<BackendList>,
     #[command(flatten)]
     pub service: ServiceArguments,
     /// auto (default), native or generic
@@ -156,7 +153,7 @@ pub struct ServiceArguments {
 impl From<ServiceArguments> for ServiceOptions {
     fn from(typed: ServiceArguments) -> Self {
         let ServiceArguments { name, mode, scheduler, affinity, health, on_down, on_empty } = typed;
-        Self { name, mode, scheduler, affinity, health, on_down, on_empty }
+        Self { name, mode, scheduler, affinity, health, on_down, on_empty, discovery: None }
     }
 }
 
@@ -204,9 +201,9 @@ pub enum Service {
         vip: crate::state::Vip,
         #[command(flatten)]
         options: ServiceArguments,
-        /// ADDR:PORT[=WEIGHT],...
-        #[arg(long, value_parser = parse_backends)]
-        backends: Option<Backends>,
+        /// ADDR:PORT[=WEIGHT] or KIND:TARGET[?OPTIONS] of a registry (consul, dns, etcd, file), separated by commas
+        #[arg(long, value_parser = parse_list)]
+        backends: Option<BackendList>,
         /// Override the guards that may be overridden
         #[arg(long)]
         force: bool,
@@ -219,8 +216,8 @@ pub enum Service {
         #[command(flatten)]
         options: ServiceArguments,
         /// Replaces the list
-        #[arg(long, value_parser = parse_backends)]
-        backends: Option<Backends>,
+        #[arg(long, value_parser = parse_list)]
+        backends: Option<BackendList>,
         #[command(flatten)]
         how: How,
     },

@@ -51,8 +51,10 @@ async fn ask_service(client: &Client, command: Service, out: Output) -> Result<(
         }
         Service::Add { vip, options, backends, force, how } => {
             let mut service = ServiceSpec::new(vip, Source::Cli);
-            ServiceOptions::from(options).apply(&mut service);
             let backends = backends.unwrap_or_default();
+            let options = ServiceOptions { discovery: Some(backends.sources), ..options.into() };
+            options.apply(&mut service);
+            let backends = backends.fixed;
             let addresses: Vec<_> = backends.iter().map(|(address, _)| *address).collect();
             let spec = |(address, weight)| BackendSpec { address, weight, admin: Admin::Ready, source: Source::Cli };
             service.backends = backends.into_iter().map(spec).collect();
@@ -61,7 +63,9 @@ async fn ask_service(client: &Client, command: Service, out: Output) -> Result<(
             change(client, Change::AddService { service: Box::new(service) }, force, &how, until, out).await?;
         }
         Service::Set { service, options, backends, how } => {
-            let wanted = Change::SetService { service, options: Box::new(options.into()), backends };
+            let (backends, discovery) = backends.map(|list| (list.fixed, list.sources)).unzip();
+            let options = Box::new(ServiceOptions { discovery, ..options.into() });
+            let wanted = Change::SetService { service, options, backends };
             change(client, wanted, false, &how, Until::Applied, out).await?;
         }
         Service::Remove { service, force, how } => {

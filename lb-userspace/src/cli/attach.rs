@@ -9,7 +9,7 @@ use crate::{
     daemon::{self, AttachOptions},
     dataplane::pins,
     net::Net,
-    state::{SettingsOptions, file::StateFile},
+    state::{ServiceOptions, SettingsOptions, file::StateFile},
 };
 
 /// `lb attach`.
@@ -18,6 +18,7 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
     if let Some(twice) = typed.interfaces.iter().find(|name| !seen.insert(*name)) {
         return Err(Error::usage(format!("attach: interface {twice} is named twice")).hint("name it once"));
     }
+    let backends = typed.backends.unwrap_or_default();
     let announce = typed.announce.map(|device| if device.is_empty() { typed.interfaces[0].clone() } else { device });
     daemon::attach(AttachOptions {
         socket: arguments.socket.clone(),
@@ -33,8 +34,8 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
             on_exit: typed.on_exit,
         },
         vips: typed.vip,
-        backends: typed.backends.unwrap_or_default(),
-        options: typed.service.into(),
+        backends: backends.fixed,
+        options: ServiceOptions { discovery: Some(backends.sources), ..typed.service.into() },
         log_level: typed.bpf_log,
         dry_run: typed.dry_run,
         force: typed.force,

@@ -15,6 +15,7 @@ use crate::{
     Error, Result,
     api::{client::Client, server},
     dataplane::{DataPlane, LoadOptions, pins, program_name},
+    discovery::{SourceSpec, Wanted},
     doctor::private_mount_namespace,
     health::Checker,
     net::{self, Changes, Interface, Net, View},
@@ -196,12 +197,13 @@ impl Daemon {
 
 /// The service that the flags describe.
 fn service(options: &AttachOptions, interfaces: &[Interface]) -> Result<Option<ServiceSpec>> {
-    if options.backends.is_empty() && options.vips.is_empty() {
+    let sources = options.options.discovery.as_deref().unwrap_or_default();
+    if options.backends.is_empty() && sources.is_empty() && options.vips.is_empty() {
         return Ok(None);
     }
     let own = interfaces.first().and_then(|interface| interface.addresses.iter().find(|a| a.is_ipv4()).copied());
     let vips: Vec<_> = match options.vips.as_slice() {
-        [] => vec![parse_vip(&common_port(&options.backends)?.to_string(), own)?],
+        [] => vec![parse_vip(&common_port(&options.backends, sources)?.to_string(), own)?],
         typed => typed.iter().map(|text| parse_vip(text, own)).collect::<Result<_>>()?,
     };
     let mut service = ServiceSpec::new(vips[0], Source::Flags);
@@ -222,8 +224,20 @@ fn service(options: &AttachOptions, interfaces: &[Interface]) -> Result<Option<S
 }
 
 /// The port that all backends share.
-fn common_port(backends: &[(SocketAddr, u16)]) -> Result<u16> {
-    let ports: BTreeSet<u16> = backends.iter().map(|(address, _)| address.port()).collect();
+fn common_port(backends: &[(SocketAddr, u16)], sources: &[SourceSpec]) -> Result<u16> {
+    let mut ports: BTreeSet<u16> = backends.iter().map(|(address, _)| address.port()).collect();
+    for source in sources {
+        match source.wanted {
+            Wanted::Dns { port: Some(port), .. } => ports.insert(port),
+            _ => {
+                return Err(Error::usage(format!(
+                    "attach: what port the backends of {} have is not known yet, so the VIP's is not clear",
+                    source.name
+                ))
+                .hint("say it: --vip ADDR:PORT"));
+            }
+        };
+    }
     match ports.first() {
         Some(port) if ports.len() == 1 => Ok(*port),
         _ => Err(Error::usage("attach: the backends have different ports, so the VIP's is not clear")

@@ -81,6 +81,7 @@ mod tests {
                     source: Source::Cli,
                 })
                 .collect(),
+            discovery: Vec::new(),
         }
     }
 

@@ -352,7 +352,9 @@ impl Draft<'_> {
         }
         self.statements.set_options(&name, &options);
         if let Some(backends) = backends {
-            for gone in old.backends.iter().filter(|old| backends.iter().all(|(address, _)| *address != old.address)) {
+            // What registries say is theirs to withdraw; which registries are asked is in the options.
+            let listed = old.backends.iter().filter(|old| !matches!(old.source, Source::Registry(_)));
+            for gone in listed.filter(|old| backends.iter().all(|(address, _)| *address != old.address)) {
                 self.statements.remove_backend(&name, gone.address);
             }
             for (address, weight) in backends {

@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Vip, XdpMode, statements::Statements};
+use crate::discovery::SourceSpec;
 
 /// One server of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +85,9 @@ pub struct ServiceSpec {
     pub source: Source,
     /// Sorted by address; no two of the same address.
     pub backends: Vec<BackendSpec>,
+    /// Registries and files that find more backends; no two of the same name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discovery: Vec<SourceSpec>,
 }
 
 /// `SERVICE OPTIONS` of the command line: what was typed; `None` = not said.
@@ -103,6 +107,9 @@ pub struct ServiceOptions {
     pub on_down: Option<OnDown>,
     /// `--on-empty`.
     pub on_empty: Option<OnEmpty>,
+    /// The sources in `--backends`.
+    #[serde(default)]
+    pub discovery: Option<Vec<SourceSpec>>,
 }
 
 /// What a source says about the data plane itself; `None` or empty = not said. [`Settings`] says what each means.
@@ -192,6 +199,7 @@ impl ServiceSpec {
             on_empty: OnEmpty::Reject,
             source,
             backends: Vec::new(),
+            discovery: Vec::new(),
         }
     }
 }
@@ -200,7 +208,7 @@ impl ServiceOptions {
     /// What is said here, and for the rest what is said in `other`.
     #[must_use]
     pub fn or(self, other: &Self) -> Self {
-        let Self { name, mode, scheduler, affinity, health, on_down, on_empty } = self;
+        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, discovery } = self;
         Self {
             name: name.or_else(|| other.name.clone()),
             mode: mode.or(other.mode),
@@ -209,12 +217,13 @@ impl ServiceOptions {
             health: health.or_else(|| other.health.clone()),
             on_down: on_down.or(other.on_down),
             on_empty: on_empty.or(other.on_empty),
+            discovery: discovery.or_else(|| other.discovery.clone()),
         }
     }
 
     /// Puts what is said into a service.
     pub fn apply(&self, service: &mut ServiceSpec) {
-        let Self { name, mode, scheduler, affinity, health, on_down, on_empty } = self;
+        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, discovery } = self;
         if let Some(name) = name {
             service.name.clone_from(name);
         }
@@ -226,6 +235,9 @@ impl ServiceOptions {
         service.affinity = affinity.or(service.affinity).filter(|time| !time.is_zero());
         service.on_down = on_down.unwrap_or(service.on_down);
         service.on_empty = on_empty.unwrap_or(service.on_empty);
+        if let Some(sources) = discovery {
+            service.discovery.clone_from(sources);
+        }
     }
 }
 

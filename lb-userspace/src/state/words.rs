@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Probe;
-use crate::{Error, Result};
+use crate::{Error, Result, discovery::SourceSpec};
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $word:literal $(| $alias:literal)*,)* }) => {
@@ -316,6 +316,30 @@ pub fn parse_backends(text: &str) -> Result<Vec<(SocketAddr, u16)>> {
     Ok(backends)
 }
 
+/// What `--backends` says: addresses, and sources that find more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendList {
+    /// Addresses with their weights.
+    pub fixed: Vec<(SocketAddr, u16)>,
+    /// Registries and files.
+    pub sources: Vec<SourceSpec>,
+}
+
+/// Parses a list of backends and sources, separated by commas; none may be there twice.
+pub fn parse_list(text: &str) -> Result<BackendList> {
+    let (sources, fixed): (Vec<_>, Vec<_>) =
+        text.split(',').map(str::trim).partition(|word| SourceSpec::is_source(word));
+    let fixed = if fixed.is_empty() { Vec::new() } else { parse_backends(&fixed.join(","))? };
+    let sources = sources.into_iter().map(str::parse).collect::<Result<Vec<SourceSpec>>>()?;
+    for (n, source) in sources.iter().enumerate() {
+        if sources[..n].iter().any(|other| other.name == source.name) {
+            return Err(Error::usage(format!("source {}: two of this name", source.name))
+                .hint("one is enough; or give one another name: KIND:TARGET?name=NAME"));
+        }
+    }
+    Ok(BackendList { fixed, sources })
+}
+
 /// Why a text is not an address and a port.
 fn why_not_a_place(text: &str) -> String {
     if text.is_empty() {
@@ -382,6 +406,15 @@ mod tests {
     }
 
     #[test]
+    fn sources_stand_beside_addresses() {
+        let list = parse_list("10.0.0.2:80=3, consul:web?tag=a,10.0.0.3:80,dns:_http._tcp.example").unwrap();
+        assert_eq!(list.fixed.len(), 2);
+        let names: Vec<_> = list.sources.iter().map(|source| source.name.as_str()).collect();
+        assert_eq!(names, ["consul:web/a", "dns:_http._tcp.example"]);
+        assert!(parse_list("file:/x").unwrap().fixed.is_empty());
+    }
+
+    #[test]
     fn backends_have_weight_one_unless_said() {
         assert_eq!(parse_backend("10.0.0.2:80").unwrap().1, 1);
         assert_eq!(parse_backend("10.0.0.2:80=0").unwrap().1, 0);
@@ -414,9 +447,12 @@ mod tests {
             ("10.0.0.2:80,10.0.0.2:80=2", "named twice"),
             ("10.0.0.2:80,", "nothing there"),
             ("web1:80", "'web1'"),
+            ("10.0.0.2:80,dns:web", "the port is missing"),
+            ("consul:web,10.0.0.2", "the port is missing"),
+            ("consul:web,consul:web", "two of this name"),
         ];
         for (text, word) in backends {
-            let error = parse_backends(text).unwrap_err();
+            let error = parse_list(text).unwrap_err();
             assert!(error.message.contains(word) && error.hint.is_some(), "'{text}': {error:?}");
         }
         for text in ["", "5", "ms", "1w", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615d"] {
