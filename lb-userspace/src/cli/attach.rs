@@ -6,7 +6,7 @@ use super::arguments::{Arguments, Attach, Output};
 use crate::{
     Error, Result,
     api::{Request, client::Client},
-    daemon::{self, AttachOptions},
+    daemon::{self, Announced, AttachOptions},
     dataplane::pins,
     net::Net,
     state::{ServiceOptions, SettingsOptions, file::StateFile},
@@ -80,21 +80,8 @@ async fn without_a_daemon(arguments: &Arguments, interfaces: Vec<String>) -> Res
         return Ok(interfaces);
     }
     let state = StateFile::open(&arguments.state_dir)?;
-    // What was announced is in the saved state; without one there is nothing to withdraw.
-    if let Ok(Some(desired)) = state.load() {
-        withdraw(&desired).await?;
-    }
+    Announced::open(&arguments.state_dir).withdraw(&Net::new()?).await?;
     let removed = pins::remove(&arguments.bpffs)?;
     state.forget()?;
     Ok(removed)
-}
-
-async fn withdraw(desired: &crate::state::Desired) -> Result<()> {
-    let Some(device) = &desired.settings.announce else { return Ok(()) };
-    let net = Net::new()?;
-    let Ok(device) = net.interface(device).await else { return Ok(()) };
-    for vip in desired.services.values().flat_map(|service| &service.vips) {
-        net.remove_address(device.index, vip.address).await?;
-    }
-    Ok(())
 }

@@ -3,10 +3,12 @@
 //! Requests, health results and the clock come to it through channels; nobody else touches the maps. [`start`] brings
 //! it up, [`view`] answers questions, [`network`] follows the network, this file changes things.
 
+mod announce;
 mod network;
 mod start;
 mod view;
 
+pub use announce::Announced;
 pub use start::{AttachOptions, attach};
 
 use std::{
@@ -61,7 +63,9 @@ pub struct Daemon {
     checker: Checker,
     checks: BTreeMap<BackendKey, Checked>,
     state: StateFile,
-    announced: Vec<(u32, IpAddr)>,
+    announced: Announced,
+    /// Why a VIP could not be announced.
+    announce_trouble: Option<String>,
     started: Instant,
 }
 
@@ -100,7 +104,7 @@ impl Daemon {
                 }
                 Some(result) = results.recv() => self.checked(result).await,
                 Some(changes) = changes.recv() => self.network_changed(&changes).await,
-                _ = round.tick() => self.count_lingering(),
+                _ = round.tick() => self.count_lingering().await,
                 _ = safety.tick() => self.look_around().await,
                 _ = interrupt.recv() => break End::Signal,
                 _ = terminate.recv() => break End::Signal,
@@ -111,7 +115,9 @@ impl Daemon {
             eprintln!("lb: the data path goes on; `sudo lb attach` takes it over, `sudo lb detach` ends it");
             return Ok(());
         }
-        self.withdraw().await;
+        if let Err(error) = self.announced.withdraw(self.view.net()).await {
+            tracing::warn!(%error, "take the VIPs off their device");
+        }
         pins::remove(&self.bpffs)?;
         self.state.forget()?;
         // The last answer is still on its way through the socket.
@@ -149,7 +155,10 @@ impl Daemon {
         self.state.save(&desired)?;
         let old = std::mem::replace(&mut self.desired, desired);
         self.keep_removed(&old, force);
-        let applied = self.find_neighbours().await.and_then(|()| self.apply());
+        let mut applied = self.find_neighbours().await.and_then(|()| self.apply());
+        if applied.is_ok() {
+            applied = self.announce().await;
+        }
         if let Err(error) = applied {
             // Nothing half-applied: the old state stands again, in the file too.
             self.desired = old;
@@ -230,7 +239,7 @@ impl Daemon {
     }
 
     /// Identities of removed backends are free again when no flow names them.
-    fn count_lingering(&mut self) {
+    async fn count_lingering(&mut self) {
         if self.observed.lingering.is_empty() && self.observed.lingering_vips.is_empty() {
             return;
         }
@@ -257,8 +266,14 @@ impl Daemon {
         let over = over.len();
         let before = (over, observed.lingering_vips.len());
         observed.lingering_vips.retain(|vip| vips.contains(&(vip.address, vip.port)));
-        let changed = before != (0, observed.lingering_vips.len());
-        if changed && let Err(error) = self.apply() {
+        if before == (0, observed.lingering_vips.len()) {
+            return;
+        }
+        let forgotten = match self.apply() {
+            Ok(()) => self.announce().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = forgotten {
             tracing::error!(%error, "forget what was removed");
         }
     }
@@ -278,6 +293,7 @@ impl Daemon {
             local_port_range: net::local_port_range(),
             attached: self.attached.values().map(|a| (a.interface.index, a.interface.name.clone())).collect(),
             interfaces: interfaces.iter().map(|interface| (interface.index, interface.name.clone())).collect(),
+            announced: self.announced.addresses(),
             routes,
             flows: flows.collect(),
             usable: compile(&self.desired, &self.observed).usable,
@@ -297,14 +313,6 @@ impl Daemon {
             self.attached.remove(name);
         }
         Ok(chosen)
-    }
-
-    async fn withdraw(&self) {
-        for (ifindex, address) in &self.announced {
-            if let Err(error) = self.view.net().remove_address(*ifindex, *address).await {
-                tracing::warn!(%error, %address, "withdraw");
-            }
-        }
     }
 }
 

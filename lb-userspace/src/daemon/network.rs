@@ -46,6 +46,10 @@ impl Daemon {
             }
             Err(error) => tracing::warn!(%error, "look at the network"),
         }
+        // A device that was away comes back without its addresses.
+        if let Err(error) = self.announce().await {
+            tracing::warn!(%error, "announce the VIPs");
+        }
     }
 
     /// Looks at the network until every backend's neighbour is found, but not for long: notices go on telling.
@@ -137,6 +141,7 @@ impl Daemon {
                 warnings.push(format!("{name}: the interface has no carrier (cable, or the far end, is down)"));
             }
         }
+        warnings.extend(self.announce_trouble.clone());
         let left_out = self.observed.next_hop_places.left_out();
         if left_out > 0 {
             warnings

@@ -10,7 +10,7 @@ use std::{
 use lb_common::hash;
 use tokio::sync::mpsc;
 
-use super::{Attachment, Daemon, network::LOOPBACK, view::verdict_of};
+use super::{Announced, Attachment, Daemon, network::LOOPBACK, view::verdict_of};
 use crate::{
     Error, Result,
     api::{client::Client, server},
@@ -80,12 +80,18 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
         ))
         .hint("name the interface that clients come in by"));
     }
+    if let Some(device) = &options.settings.announce {
+        view.net()
+            .interface(device)
+            .await
+            .map_err(|error| Error { message: format!("--announce: {}", error.message), ..error })?;
+    }
     let service = service(&options, &interfaces)?;
     let adopting = pins::exists(&options.bpffs);
     let state = StateFile::open(&options.state_dir)?;
     let before = if adopting { state.load()?.unwrap_or_default() } else { Desired::default() };
     let change = Change::Attach { settings: Box::new(options.settings.clone()), service: service.map(Box::new) };
-    let facts = facts(&mut view, &change, &interfaces).await?;
+    let facts = facts(&mut view, &change, &interfaces, &options).await?;
     let outcome = before.change(&change, &facts, options.force)?;
     for warning in &outcome.warnings {
         eprintln!("lb: warning: {warning}");
@@ -140,7 +146,8 @@ async fn start(
         checker: Checker::new(results),
         checks: BTreeMap::new(),
         state,
-        announced: Vec::new(),
+        announced: Announced::open(&options.state_dir),
+        announce_trouble: None,
         started: Instant::now(),
     };
     for interface in interfaces {
@@ -152,8 +159,11 @@ async fn start(
     daemon.apply()?;
     daemon.attach_all()?;
     daemon.see_network().await?;
-    daemon.announce().await?;
     daemon.state.save(&daemon.desired)?;
+    if let Err(error) = daemon.announce().await {
+        daemon.announced.withdraw(daemon.view.net()).await?;
+        return Err(error);
+    }
     daemon.aim_checks();
     let (calls, requests) = mpsc::channel(64);
     tokio::spawn(server::serve(listener, calls));
@@ -176,20 +186,6 @@ impl Daemon {
                 Some(why) => println!("{name}: attached, {} ({why})", done.xdp),
                 None => println!("{name}: attached, {}", done.xdp),
             }
-        }
-        Ok(())
-    }
-
-    /// Puts VIPs on the device that `--announce` names.
-    async fn announce(&mut self) -> Result<()> {
-        let Some(device) = self.desired.settings.announce.clone() else { return Ok(()) };
-        let device = self.view.net().interface(&device).await?;
-        let vips: BTreeSet<IpAddr> =
-            self.desired.services.values().flat_map(|service| &service.vips).map(|vip| vip.address).collect();
-        for address in vips.into_iter().filter(|address| !device.addresses.contains(address)) {
-            self.view.net().add_address(device.index, address).await?;
-            self.announced.push((device.index, address));
-            println!("{address}: on {}", device.name);
         }
         Ok(())
     }
@@ -245,7 +241,7 @@ fn common_port(backends: &[(SocketAddr, u16)], sources: &[SourceSpec]) -> Result
     }
 }
 
-async fn facts(view: &mut View, change: &Change, attached: &[Interface]) -> Result<Facts> {
+async fn facts(view: &mut View, change: &Change, attached: &[Interface], options: &AttachOptions) -> Result<Facts> {
     let interfaces = view.interfaces().await?;
     let routes = view.routes(&change.backends().iter().map(SocketAddr::ip).collect()).await?.clone();
     Ok(Facts {
@@ -254,6 +250,7 @@ async fn facts(view: &mut View, change: &Change, attached: &[Interface]) -> Resu
         local_port_range: net::local_port_range(),
         attached: attached.iter().map(|interface| (interface.index, interface.name.clone())).collect(),
         interfaces: interfaces.iter().map(|interface| (interface.index, interface.name.clone())).collect(),
+        announced: Announced::open(&options.state_dir).addresses(),
         routes,
         ..Facts::default()
     })

@@ -16,7 +16,7 @@ use rtnetlink::{
     Handle, IpVersion, RouteMessageBuilder, new_connection,
     packet_route::{
         AddressFamily,
-        address::AddressAttribute,
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags, CacheInfo},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
@@ -188,18 +188,26 @@ impl Net {
         }
     }
 
-    /// Puts an address on a device.
+    /// Puts an address on a device, as a host's. An IPv6 one is usable at once and never a source of the host's own.
     pub async fn add_address(&self, ifindex: u32, address: IpAddr) -> Result<()> {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
-        let request = self.handle.address().add(ifindex, address, prefix).replace();
+        let mut request = self.handle.address().add(ifindex, address, prefix).replace();
+        if address.is_ipv6() {
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            let mut lifetimes = CacheInfo::default();
+            (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
+            message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+        }
         request.execute().await.context(format!("put {address} on interface {ifindex}"))
     }
-}
 
-impl Net {
-    /// Takes an address off a device.
+    /// Takes an address that [`Net::add_address`] put there off a device; one that is gone already is no error.
     pub async fn remove_address(&self, ifindex: u32, address: IpAddr) -> Result<()> {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
         let filter = self.handle.address().get().set_link_index_filter(ifindex).set_address_filter(address);
+        let filter = filter.set_prefix_length_filter(prefix);
         let found: Vec<_> = filter.execute().try_collect().await.context(format!("look for {address}"))?;
         for message in found {
             self.handle.address().del(message).execute().await.context(format!("remove {address}"))?;

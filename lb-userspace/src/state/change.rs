@@ -109,6 +109,8 @@ pub enum Change {
 pub struct Facts {
     /// Addresses that this host owns.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Those that lb put there itself: they are the host's only because they are VIPs.
+    pub announced: BTreeSet<IpAddr>,
     /// Sockets that listen on this host.
     pub listeners: Vec<Listener>,
     /// The host's own port range.

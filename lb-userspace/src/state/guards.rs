@@ -92,7 +92,7 @@ fn check_vip(vip: Vip, others: &Desired, facts: &Facts, force: bool, warnings: &
         return Err(Error::refused(format!("VIP {vip}: not an address that clients can reach"))
             .hint("a unicast address of this network"));
     }
-    let own = facts.host_addresses.contains(&address);
+    let own = facts.host_addresses.contains(&address) && !facts.announced.contains(&address);
     if own && vip.port == 0 && !force {
         return Err(Error::refused(format!("VIP {vip}: every port of this host's own address, SSH too"))
             .hint("name a port, use another address, or --force"));
@@ -113,9 +113,10 @@ fn check_vip(vip: Vip, others: &Desired, facts: &Facts, force: bool, warnings: &
         ));
     }
     if !own && others.settings.announce.is_none() {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
         let device = others.settings.interfaces.first().map_or("DEV", String::as_str);
         warnings.push(format!(
-            "VIP {vip}: no interface of this host has the address, so its neighbours may not find it: sudo ip addr add {address}/32 dev {device}, or --announce"
+            "VIP {vip}: no interface of this host has the address, so its neighbours may not find it: sudo ip addr add {address}/{prefix} dev {device}, or --announce"
         ));
     }
     Ok(())
