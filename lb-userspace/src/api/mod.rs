@@ -51,6 +51,11 @@ pub enum Request {
         /// Names; none = all.
         interfaces: Vec<String>,
     },
+    /// Let go what the sources of this name hold; gives how many backends.
+    ReleaseSource {
+        /// Its name.
+        name: String,
+    },
     /// Prometheus text.
     Metrics,
 }
@@ -110,6 +115,66 @@ pub struct Status {
     pub flows: FlowsStatus,
     /// What somebody should look at.
     pub warnings: Vec<String>,
+    /// Registries and files that are asked for backends.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
+}
+
+/// How a source of backends stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Its name; its backends have the source `registry:NAME`.
+    pub name: String,
+    /// `consul`, `dns`, `etcd` or `file`.
+    pub kind: String,
+    /// Whose backends it finds.
+    pub service: String,
+    /// What it looks up.
+    pub target: String,
+    /// `waiting` (no answer yet), `ok`, `error` (the last good set stays) or `holding` (removals are not believed).
+    pub state: String,
+    /// Backends in the set that counts.
+    pub backends: usize,
+    /// Seconds since its last answer.
+    pub age_s: Option<u64>,
+    /// The last error, and whether it is over.
+    pub last_error: Option<SourceError>,
+    /// Who would be gone if the registry were believed.
+    pub held: Vec<HeldBackend>,
+    /// What was left out of its answer and why, and what else is odd about it.
+    pub warnings: Vec<String>,
+    /// Answers so far.
+    pub answers: u64,
+    /// Errors so far.
+    pub errors: u64,
+    /// How often its set changed what is balanced.
+    pub changes: u64,
+}
+
+/// Why a source did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceError {
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// There was no answer since.
+    pub now: bool,
+}
+
+/// A backend that a source does not name any more, but that stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBackend {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Why the registry is not believed.
+    pub reason: String,
+    /// Seconds since.
+    pub age_s: u64,
+    /// A fresh answer after the hold said the same: it stays by policy (`on_empty=keep`).
+    pub confirmed: bool,
 }
 
 /// An attached interface.

@@ -66,6 +66,9 @@ pub enum Command {
         /// Interfaces to look at; default: all that are up
         interfaces: Vec<String>,
     },
+    /// Sources of backends: registries and files
+    #[command(subcommand)]
+    Source(Source),
     /// Services: VIPs and how they are served
     #[command(subcommand)]
     Service(Service),
@@ -232,6 +235,17 @@ pub enum Service {
     },
 }
 
+#[derive(Clone, Debug, Subcommand)]
+pub enum Source {
+    /// All sources: state, age, last error, what is held and why
+    List,
+    /// Let go the backends that a source holds
+    Release {
+        /// The source's name
+        name: String,
+    },
+}
+
 #[derive(Clone, Debug, Args)]
 pub struct Of {
     /// The service: its name or a VIP; may be left out while there is one
@@ -349,6 +363,9 @@ mod tests {
             "lb attach eth0 --bpf-log 3 --dry-run --force --health http:/up --on-down reset --on-empty drop --name web",
             "lb detach",
             "lb detach eth0 -o json",
+            "lb source list -o json",
+            "lb source release consul:api-service",
+            "lb service add 10.0.0.1:80 --backends consul:api-service?tag=api,10.0.0.2:80",
             "lb service list -o json",
             "lb service add 10.0.0.1:80 --backends 10.0.0.2:80 --scheduler wlc --affinity 10m",
             "lb service set web --backends 10.0.0.2:80 --wait=5s",

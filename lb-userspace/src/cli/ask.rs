@@ -6,14 +6,14 @@ use std::{
 };
 
 use super::{
-    arguments::{Arguments, Backend, Command, Conn, Filter, How, Of, Output, Service, Wait},
+    arguments::{Arguments, Backend, Command, Conn, Filter, How, Of, Output, Service, Source, Wait},
     print,
 };
 use crate::{
     Error, Result,
     api::{Changed, Conn as Connection, ConnFilter, Drop, Request, Status, client::Client},
     error::Kind,
-    state::{Admin, BackendSpec, Change, Health, ServiceOptions, ServiceSpec, Source},
+    state::{Admin, BackendSpec, Change, Health, ServiceOptions, ServiceSpec, Source as Stated},
 };
 
 /// Time between two looks while waiting.
@@ -34,6 +34,14 @@ pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
         Command::Status => print::status(&client.ask(&Request::Status).await?, out),
         Command::Health => print::health(&client.ask(&Request::Status).await?, out),
         Command::Drops => print::drops(&client.ask::<Vec<Drop>>(&Request::Drops).await?, out),
+        Command::Source(Source::List) => print::sources(&client.ask::<Status>(&Request::Status).await?.sources, out),
+        Command::Source(Source::Release { name }) => {
+            let gone: u64 = client.ask(&Request::ReleaseSource { name: name.clone() }).await?;
+            match out {
+                Output::Json => println!("{gone}"),
+                Output::Table => println!("{name}: {gone} held backends let go; their flows go on until they end"),
+            }
+        }
         Command::Service(service) => return ask_service(&client, service, out).await,
         Command::Backend(backend) => return ask_backend(&client, backend, out).await,
         Command::Conn(conn) => return ask_conn(&client, conn, out).await,
@@ -50,13 +58,13 @@ async fn ask_service(client: &Client, command: Service, out: Output) -> Result<(
             print::service(find(&status, Some(&service))?, out);
         }
         Service::Add { vip, options, backends, force, how } => {
-            let mut service = ServiceSpec::new(vip, Source::Cli);
+            let mut service = ServiceSpec::new(vip, Stated::Cli);
             let backends = backends.unwrap_or_default();
             let options = ServiceOptions { discovery: Some(backends.sources), ..options.into() };
             options.apply(&mut service);
             let backends = backends.fixed;
             let addresses: Vec<_> = backends.iter().map(|(address, _)| *address).collect();
-            let spec = |(address, weight)| BackendSpec { address, weight, admin: Admin::Ready, source: Source::Cli };
+            let spec = |(address, weight)| BackendSpec { address, weight, admin: Admin::Ready, source: Stated::Cli };
             service.backends = backends.into_iter().map(spec).collect();
             service.backends.sort_by_key(|backend| backend.address);
             let until = Until::Up(Some(service.name.clone()), addresses);

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::arguments::Output;
 use crate::{
-    api::{Backend, Conn, Drop, Service, Status},
+    api::{Backend, Conn, Drop, Service, SourceStatus, Status},
     doctor::{Finding, Level},
 };
 
@@ -115,6 +115,40 @@ pub fn health(status: &Status, out: Output) {
         [backend.address.to_string(), backend.service.clone(), backend.health.to_string(), reason, took, at]
     });
     table(["BACKEND", "SERVICE", "HEALTH", "LAST CHECK", "TOOK", "AT"], rows);
+}
+
+/// `lb source list`.
+pub fn sources(sources: &[SourceStatus], out: Output) {
+    if out == Output::Json {
+        return json(&sources);
+    }
+    let rows = sources.iter().map(|source| {
+        let why = source.held.first().map_or_else(
+            || "-".to_owned(),
+            |held| {
+                let kept = if held.confirmed { ", confirmed" } else { "" };
+                format!("{} ({}, {} s ago{kept})", source.held.len(), held.reason, held.age_s)
+            },
+        );
+        let error = source.last_error.as_ref().map_or_else(
+            || "-".to_owned(),
+            |error| if error.now { error.message.clone() } else { format!("{} (over)", error.message) },
+        );
+        [
+            source.name.clone(),
+            source.kind.clone(),
+            source.service.clone(),
+            source.state.clone(),
+            source.backends.to_string(),
+            source.age_s.map_or_else(|| "-".to_owned(), |age| format!("{age} s")),
+            why,
+            error,
+        ]
+    });
+    table(["SOURCE", "KIND", "SERVICE", "STATE", "BACKENDS", "AGE", "HELD", "LAST ERROR"], rows);
+    for source in sources {
+        source.warnings.iter().for_each(|warning| println!("{}: {warning}", source.name));
+    }
 }
 
 /// `lb drops`.

@@ -1,10 +1,12 @@
 //! The daemon: one task that owns the desired state, what is observed, and the data plane.
 //!
 //! Requests, health results and the clock come to it through channels; nobody else touches the maps. [`start`] brings
-//! it up, [`view`] answers questions, [`network`] follows the network, this file changes things.
+//! it up, [`view`] answers questions, [`network`] follows the network, [`registries`] what sources of
+//! backends say, this file changes things.
 
 mod announce;
 mod network;
+mod registries;
 mod start;
 mod view;
 
@@ -29,6 +31,7 @@ use crate::{
     Error, Result,
     api::{Changed, Request, server::Call},
     dataplane::{self, DataPlane, pins},
+    discovery::{Sources, sources::Heard},
     error::Context as _,
     health::{Checked, Checker, Target},
     net::{self, Changes, Interface, View},
@@ -62,6 +65,9 @@ pub struct Daemon {
     attached: BTreeMap<String, Attachment>,
     checker: Checker,
     checks: BTreeMap<BackendKey, Checked>,
+    sources: Sources,
+    /// When what sources said becomes a change.
+    state_sources_at: Option<tokio::time::Instant>,
     state: StateFile,
     announced: Announced,
     /// Why a VIP could not be announced.
@@ -84,6 +90,7 @@ impl Daemon {
         mut calls: mpsc::Receiver<Call>,
         mut results: mpsc::UnboundedReceiver<Checked>,
         mut changes: mpsc::Receiver<Changes>,
+        mut heard: mpsc::UnboundedReceiver<Heard>,
     ) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
@@ -104,7 +111,12 @@ impl Daemon {
                 }
                 Some(result) = results.recv() => self.checked(result).await,
                 Some(changes) = changes.recv() => self.network_changed(&changes).await,
-                _ = round.tick() => self.count_lingering().await,
+                Some(heard) = heard.recv() => self.source_heard(heard),
+                () = registries::until(self.state_sources_at) => self.state_sources().await,
+                _ = round.tick() => {
+                    self.count_lingering().await;
+                    self.tick_sources();
+                }
                 _ = safety.tick() => self.look_around().await,
                 _ = interrupt.recv() => break End::Signal,
                 _ = terminate.recv() => break End::Signal,
@@ -140,6 +152,7 @@ impl Daemon {
                 .change(&change, force, dry_run)
                 .await
                 .and_then(|c| serde_json::to_value(c).context("write the answer")),
+            Request::ReleaseSource { name } => self.release(&name).map(|gone| json!(gone)),
             Request::Detach { interfaces } => self.detach(&interfaces).map(|names| json!(names)),
         }
     }
@@ -155,7 +168,9 @@ impl Daemon {
         self.state.save(&desired)?;
         let old = std::mem::replace(&mut self.desired, desired);
         self.keep_removed(&old, force);
-        let mut applied = self.find_neighbours().await.and_then(|()| self.apply());
+        // Registries change often: what their backends' neighbours are is heard from the network soon enough.
+        let looks = if matches!(change, Change::Snapshot { .. }) { 1 } else { network::NEIGHBOUR_LOOKS };
+        let mut applied = self.find_neighbours(looks).await.and_then(|()| self.apply());
         if applied.is_ok() {
             applied = self.announce().await;
         }
@@ -169,6 +184,7 @@ impl Daemon {
             return Err(error);
         }
         self.aim_checks();
+        self.aim_sources();
         tracing::info!(generation = changed.generation, "changed");
         Ok(changed)
     }

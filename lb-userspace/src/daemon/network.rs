@@ -16,7 +16,7 @@ pub(super) const LOOPBACK: u32 = 1;
 /// How often everything is looked at anew, whatever notices have said.
 pub(super) const SAFETY: Duration = Duration::from_secs(5);
 /// How often, and how long apart, new backends' neighbours are looked for before a change is called done.
-const NEIGHBOUR_LOOKS: u32 = 5;
+pub(super) const NEIGHBOUR_LOOKS: u32 = 5;
 const NEIGHBOUR_LOOK: Duration = Duration::from_millis(50);
 
 impl Daemon {
@@ -53,14 +53,16 @@ impl Daemon {
     }
 
     /// Looks at the network until every backend's neighbour is found, but not for long: notices go on telling.
-    pub(super) async fn find_neighbours(&mut self) -> Result<()> {
-        for _ in 0..NEIGHBOUR_LOOKS {
+    pub(super) async fn find_neighbours(&mut self, looks: u32) -> Result<()> {
+        for look in 0..looks {
+            if look > 0 {
+                tokio::time::sleep(NEIGHBOUR_LOOK).await;
+                self.view.forget_neighbours();
+            }
             self.see_network().await?;
             if keys(&self.desired).all(|key| self.observed.next_hops.contains_key(&key.address.ip())) {
                 break;
             }
-            tokio::time::sleep(NEIGHBOUR_LOOK).await;
-            self.view.forget_neighbours();
         }
         let (used, most) = (self.view.next_hops_used(), maps::NEXT_HOPS as usize - 1);
         if used > most {

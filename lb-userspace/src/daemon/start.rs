@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     api::{client::Client, server},
     dataplane::{DataPlane, LoadOptions, pins, program_name},
-    discovery::{SourceSpec, Wanted},
+    discovery::{SourceSpec, Sources, Wanted},
     doctor::private_mount_namespace,
     health::Checker,
     net::{self, Changes, Interface, Net, View},
@@ -135,6 +135,7 @@ async fn start(
 ) -> Result<()> {
     let listener = server::bind(&options.socket).await?;
     let (results, incoming) = mpsc::unbounded_channel();
+    let (tell, heard) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         view,
         trouble: BTreeMap::new(),
@@ -145,6 +146,8 @@ async fn start(
         attached: BTreeMap::new(),
         checker: Checker::new(results),
         checks: BTreeMap::new(),
+        sources: Sources::new(tell),
+        state_sources_at: None,
         state,
         announced: Announced::open(&options.state_dir),
         announce_trouble: None,
@@ -155,7 +158,7 @@ async fn start(
         let attachment = Attachment { xdp: daemon.desired.settings.xdp, interface, gone: false, trouble: None };
         daemon.attached.insert(attachment.interface.name.clone(), attachment);
     }
-    daemon.find_neighbours().await?;
+    daemon.find_neighbours(super::network::NEIGHBOUR_LOOKS).await?;
     daemon.apply()?;
     daemon.attach_all()?;
     daemon.see_network().await?;
@@ -165,11 +168,12 @@ async fn start(
         return Err(error);
     }
     daemon.aim_checks();
+    daemon.aim_sources();
     let (calls, requests) = mpsc::channel(64);
     tokio::spawn(server::serve(listener, calls));
     let ended = {
         println!("lb: ready");
-        daemon.run(requests, incoming, changes).await
+        daemon.run(requests, incoming, changes, heard).await
     };
     match std::fs::remove_file(&options.socket) {
         Ok(()) | Err(_) => ended,

@@ -42,7 +42,8 @@ impl Daemon {
             interfaces: interfaces.collect(),
             services: services.collect(),
             flows: FlowsStatus { active: counts.active, max: u64::from(flows.capacity()) },
-            warnings: self.network_warnings(),
+            warnings: self.network_warnings().into_iter().chain(self.source_warnings()).collect(),
+            sources: self.sources.list(),
         })
     }
 

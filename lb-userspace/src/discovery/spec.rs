@@ -176,8 +176,8 @@ impl Wanted {
     pub fn name(&self) -> String {
         match self {
             Self::Consul(query) => {
-                let service = query.service.as_deref().unwrap_or("any");
-                let tags: String = query.tags.iter().map(|tag| format!("/{tag}")).collect();
+                let service = query.service.as_deref().map_or_else(|| "any".to_owned(), encode);
+                let tags: String = query.tags.iter().map(|tag| format!("/{}", encode(tag))).collect();
                 format!("consul:{service}{tags}")
             }
             _ => format!("{}:{}", self.kind(), encode(&self.target())),

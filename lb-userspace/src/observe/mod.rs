@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::api::{Drop, Status};
+use crate::api::{Drop, SourceStatus, Status};
 
 /// The metrics of a status and of the packets by reason.
 #[must_use]
@@ -40,8 +40,42 @@ pub fn metrics(status: &Status, reasons: &[Drop]) -> String {
             text.value(name, &labels, value(backend));
         }
     }
+    sources(&mut text, &status.sources);
     text.0
 }
+
+fn sources(text: &mut Text, sources: &[SourceStatus]) {
+    let families: [SourceFamily; 9] = [
+        ("lb_source_up", "gauge", "Whether the last question was answered.", |s| {
+            u64::from(s.age_s.is_some() && s.last_error.as_ref().is_none_or(|error| !error.now))
+        }),
+        ("lb_source_age_seconds", "gauge", "Time since the last answer.", |s| s.age_s.unwrap_or(0)),
+        ("lb_source_backends", "gauge", "Backends in the set that counts.", |s| s.backends as u64),
+        (
+            "lb_source_held_backends",
+            "gauge",
+            "Backends that the registry does not name any more, but that stay.",
+            |s| s.held.len() as u64,
+        ),
+        ("lb_source_holding", "gauge", "Whether removals are held.", |s| u64::from(!s.held.is_empty())),
+        ("lb_source_warnings", "gauge", "Entries of the last answer that were left out or are odd.", |s| {
+            s.warnings.len() as u64
+        }),
+        ("lb_source_answers_total", "counter", "Answers.", |s| s.answers),
+        ("lb_source_errors_total", "counter", "Questions without an answer.", |s| s.errors),
+        ("lb_source_changes_total", "counter", "Changes of what is balanced.", |s| s.changes),
+    ];
+    for (name, kind, help, value) in families {
+        text.head(name, kind, help);
+        for source in sources {
+            let labels = [("source", source.name.as_str()), ("service", &source.service), ("kind", &source.kind)];
+            text.value(name, &labels, value(source));
+        }
+    }
+}
+
+/// The same of a source.
+type SourceFamily = (&'static str, &'static str, &'static str, fn(&SourceStatus) -> u64);
 
 /// Name, kind, help and value of a metric that every backend has.
 type Family = (&'static str, &'static str, &'static str, fn(&crate::api::Backend) -> u64);

@@ -51,6 +51,13 @@ pub enum Change {
         /// Addresses and weights.
         backends: Vec<(SocketAddr, u16)>,
     },
+    /// A registry is not asked any more: what it said of a service is withdrawn.
+    Withdraw {
+        /// The service's name; it may be gone.
+        service: String,
+        /// Which registry.
+        source: Source,
+    },
     /// `lb service add`.
     AddService {
         /// The new service.
@@ -202,6 +209,9 @@ impl Desired {
             Change::Attach { settings, service } => draft.attach(settings, service.as_deref()),
             Change::Restate { source, settings, services } => draft.restate(source, settings, services)?,
             Change::Snapshot { service, source, backends } => draft.snapshot(service, source, backends)?,
+            Change::Withdraw { service, source } => {
+                draft.statements.state(source.clone(), service, ServiceStatement::default());
+            }
             Change::AddService { service } => draft.add_service(service)?,
             Change::SetService { service, options, backends } => {
                 draft.set_service(service, options, backends.as_deref())?;

@@ -93,6 +93,18 @@ impl Statements {
         self.sources.iter().filter(|(_, statement)| says(statement)).map(|(source, _)| source.clone()).collect()
     }
 
+    /// Services and the names of registries that state backends of them.
+    #[must_use]
+    pub fn of_registries(&self) -> Vec<(String, String)> {
+        let registries = self.sources.iter().filter_map(|(source, statement)| match source {
+            Source::Registry(name) => Some((name, statement)),
+            _ => None,
+        });
+        registries
+            .flat_map(|(name, statement)| statement.services.keys().map(|service| (service.clone(), name.clone())))
+            .collect()
+    }
+
     /// The operator's word about a service.
     #[must_use]
     pub fn word(&self, service: &str) -> Option<&ServiceWord> {

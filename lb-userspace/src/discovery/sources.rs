@@ -1,0 +1,430 @@
+//! The sources that run: a task asks each registry, a guard decides what counts.
+//!
+//! Owned by the daemon's state task. Answers come to it through a channel ([`Heard`]); it hands them back here, and
+//! takes from here what changed, a moment later, so that a hundred registrations are a few changes.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use super::{
+    Answered, Registry, SourceSpec, Vanish, Wanted,
+    consul::Consul,
+    dns::Dns,
+    etcd::Etcd,
+    file::File,
+    guard::{Guard, Policy, Set},
+};
+use crate::{
+    Error, Result,
+    api::{HeldBackend, SourceError, SourceStatus},
+};
+
+/// Shortest and longest pause after errors; in between it doubles.
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// So many answers may follow each other at once; then one per [`REFILL`].
+const BURST: f64 = 10.0;
+const REFILL: Duration = Duration::from_millis(100);
+
+/// A source that shall run.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Whose backends it finds.
+    pub service: String,
+    /// What it is.
+    pub source: SourceSpec,
+    /// The service's health is checked.
+    pub checked: bool,
+    /// What it said before, for the case that it does not run yet.
+    pub known: Set,
+}
+
+/// Service and name of a source.
+pub type Key = (String, String);
+
+/// An answer on its way to the state task.
+pub struct Heard {
+    key: Key,
+    number: u64,
+    answer: Result<Answered>,
+    fresh: bool,
+}
+
+/// What a source states of its service.
+pub type Stated = (Key, Vec<(SocketAddr, u16)>);
+
+/// See the module.
+pub struct Sources {
+    tell: UnboundedSender<Heard>,
+    running: BTreeMap<Key, Running>,
+    number: u64,
+}
+
+struct Running {
+    source: SourceSpec,
+    number: u64,
+    guard: Guard,
+    task: JoinHandle<()>,
+    ask: UnboundedSender<()>,
+    dirty: bool,
+    answered: Option<Instant>,
+    error: Option<(Timestamp, Error)>,
+    failing: bool,
+    warnings: Vec<String>,
+    refused: Vec<String>,
+    answers: u64,
+    errors: u64,
+    changes: u64,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Sources {
+    /// Nothing runs yet; answers go to `tell`.
+    #[must_use]
+    pub const fn new(tell: UnboundedSender<Heard>) -> Self {
+        Self { tell, running: BTreeMap::new(), number: 0 }
+    }
+
+    /// Runs these and no others; unchanged ones go on undisturbed.
+    pub fn set(&mut self, wishes: Vec<Wish>) {
+        let key = |wish: &Wish| (wish.service.clone(), wish.source.name.clone());
+        let wanted: BTreeMap<Key, Wish> = wishes.into_iter().map(|wish| (key(&wish), wish)).collect();
+        self.running.retain(|key, running| wanted.get(key).is_some_and(|wish| wish.source == running.source));
+        for (key, wish) in wanted {
+            let policy = policy(&wish);
+            if let Some(running) = self.running.get_mut(&key) {
+                running.guard.set_policy(policy);
+                continue;
+            }
+            self.number += 1;
+            let (ask, asked) = unbounded_channel();
+            let task = start(&wish.source, key.clone(), self.number, self.tell.clone(), asked);
+            let running = Running {
+                source: wish.source,
+                number: self.number,
+                guard: Guard::new(policy, wish.known),
+                task,
+                ask,
+                dirty: false,
+                answered: None,
+                error: None,
+                failing: false,
+                warnings: Vec::new(),
+                refused: Vec::new(),
+                answers: 0,
+                errors: 0,
+                changes: 0,
+            };
+            self.running.insert(key, running);
+        }
+    }
+
+    /// Takes an answer; says whether something changed.
+    pub fn heard(&mut self, heard: Heard) -> bool {
+        let Heard { key, number, answer, fresh } = heard;
+        // One that was replaced may have had a last word.
+        let Some(running) = self.running.get_mut(&key).filter(|running| running.number == number) else { return false };
+        match answer {
+            Ok(answered) => {
+                if running.failing {
+                    tracing::info!(source = %key.1, service = %key.0, "answers again");
+                }
+                let was_held = running.guard.hold().is_some();
+                let first = running.answered.is_none();
+                running.answered = Some(Instant::now());
+                running.failing = false;
+                running.answers += 1;
+                running.warnings = answered.warnings;
+                // The first answer is stated in any case: some of it may have been refused before.
+                running.dirty |= running.guard.take(Instant::now(), answered.set, fresh, !answered.partial) || first;
+                if let (Some(hold), false) = (running.guard.hold(), was_held) {
+                    let (held, why) = (hold.held.len(), hold.why.words());
+                    tracing::warn!(source = %key.1, service = %key.0, held, why, "removals held");
+                }
+            }
+            Err(error) => {
+                if !running.failing {
+                    tracing::warn!(source = %key.1, service = %key.0, %error, "no answer; the last good set stays");
+                }
+                running.failing = true;
+                running.errors += 1;
+                running.error = Some((Timestamp::now(), error));
+            }
+        }
+        running.dirty
+    }
+
+    /// Asks afresh where holds are over, and lets through what is confirmed; `down`: what our own checks say of a
+    /// service's backend. Says whether something changed.
+    pub fn tick(&mut self, down: impl Fn(&str, SocketAddr) -> bool) -> bool {
+        let mut changed = false;
+        for ((service, _), running) in &mut self.running {
+            if running.guard.wants_fresh(Instant::now()) {
+                // A task that ended has nothing to ask.
+                let _ = running.ask.send(());
+            }
+            running.dirty |= running.guard.settle(|address| down(service, address));
+            changed |= running.dirty;
+        }
+        changed
+    }
+
+    /// What changed since it was last taken: whole sets.
+    pub fn take_changed(&mut self) -> Vec<Stated> {
+        let mut changed = Vec::new();
+        for (key, running) in self.running.iter_mut().filter(|(_, running)| running.dirty) {
+            running.dirty = false;
+            running.changes += 1;
+            let weights = running.guard.good().iter().map(|(address, instance)| (*address, instance.weight));
+            changed.push((key.clone(), weights.collect()));
+        }
+        changed
+    }
+
+    /// Notes what the state did not take of a source's set.
+    pub fn note_refused(&mut self, key: &Key, refused: Vec<String>) {
+        if let Some(running) = self.running.get_mut(key) {
+            running.refused = refused;
+        }
+    }
+
+    /// Lets go what the sources of this name hold; gives how many backends.
+    ///
+    /// # Errors
+    /// There is no such source.
+    pub fn release(&mut self, name: &str) -> Result<usize> {
+        let mut named = self.running.iter_mut().filter(|((_, source), _)| source == name).peekable();
+        if named.peek().is_none() {
+            drop(named);
+            let known: Vec<_> = self.running.keys().map(|(_, source)| source.as_str()).collect();
+            let known =
+                if known.is_empty() { "there is none".to_owned() } else { format!("known: {}", known.join(" ")) };
+            return Err(Error::not_found(format!("source {name}: there is none of this name")).hint(known));
+        }
+        Ok(named
+            .map(|(_, running)| {
+                let gone = running.guard.release();
+                running.dirty |= gone > 0;
+                gone
+            })
+            .sum())
+    }
+
+    /// Whether this source runs.
+    #[must_use]
+    pub fn has(&self, service: &str, source: &str) -> bool {
+        self.running.contains_key(&(service.to_owned(), source.to_owned()))
+    }
+
+    /// How each of them stands.
+    #[must_use]
+    pub fn list(&self) -> Vec<SourceStatus> {
+        self.running.iter().map(|((service, name), running)| running.status(service, name)).collect()
+    }
+}
+
+impl Running {
+    fn status(&self, service: &str, name: &str) -> SourceStatus {
+        let held: Vec<_> = self
+            .guard
+            .hold()
+            .iter()
+            .flat_map(|hold| {
+                hold.held.iter().map(|address| HeldBackend {
+                    address: *address,
+                    reason: hold.why.words().to_owned(),
+                    age_s: hold.since.elapsed().as_secs(),
+                    confirmed: hold.confirmed,
+                })
+            })
+            .collect();
+        let state = match () {
+            () if !held.is_empty() => "holding",
+            () if self.failing => "error",
+            () if self.answered.is_none() => "waiting",
+            () => "ok",
+        };
+        SourceStatus {
+            name: name.to_owned(),
+            kind: self.source.wanted.kind().to_owned(),
+            service: service.to_owned(),
+            target: self.source.wanted.target(),
+            state: state.to_owned(),
+            backends: self.guard.good().len(),
+            age_s: self.answered.map(|at| at.elapsed().as_secs()),
+            last_error: self.error.as_ref().map(|(at, error)| SourceError {
+                at: *at,
+                message: error.message.clone(),
+                hint: error.hint.clone(),
+                now: self.failing,
+            }),
+            held,
+            warnings: self.warnings.iter().chain(&self.refused).cloned().collect(),
+            answers: self.answers,
+            errors: self.errors,
+            changes: self.changes,
+        }
+    }
+}
+
+fn policy(wish: &Wish) -> Policy {
+    let options = &wish.source.options;
+    let keep = options.on_empty.map_or(wish.checked, |what| what == Vanish::Keep);
+    Policy { hold: options.empty_hold, keep, mass: options.mass }
+}
+
+fn start(
+    source: &SourceSpec,
+    key: Key,
+    number: u64,
+    tell: UnboundedSender<Heard>,
+    asked: UnboundedReceiver<()>,
+) -> JoinHandle<()> {
+    let options = &source.options;
+    let line = Line { key, number, tell, asked };
+    match &source.wanted {
+        Wanted::Consul(query) => tokio::spawn(line.run(Consul::new(query.clone(), options))),
+        Wanted::Dns { name, port } => tokio::spawn(line.run(Dns::new(name, *port, options))),
+        Wanted::File { path } => tokio::spawn(line.run(File::new(path.clone(), options.weight))),
+        Wanted::Etcd { prefix } => match Etcd::new(prefix, options) {
+            Ok(etcd) => tokio::spawn(line.run(etcd)),
+            Err(error) => {
+                line.say(Err(error), false);
+                tokio::spawn(async {})
+            }
+        },
+    }
+}
+
+/// A task's way to the state task and back.
+struct Line {
+    key: Key,
+    number: u64,
+    tell: UnboundedSender<Heard>,
+    asked: UnboundedReceiver<()>,
+}
+
+impl Line {
+    fn say(&self, answer: Result<Answered>, fresh: bool) -> bool {
+        self.tell.send(Heard { key: self.key.clone(), number: self.number, answer, fresh }).is_ok()
+    }
+
+    /// Asks again and again, never too fast, and slower while there are errors.
+    async fn run<R: Registry>(mut self, mut registry: R) {
+        let mut fresh = false;
+        let mut failures = 0;
+        let mut bucket = Bucket { left: BURST, at: Instant::now() };
+        loop {
+            let answer = tokio::select! {
+                biased;
+                Some(()) = self.asked.recv() => {
+                    fresh = true;
+                    continue;
+                }
+                answer = registry.next(fresh) => answer,
+            };
+            let failed = answer.is_err();
+            if !self.say(answer, fresh && !failed) {
+                return;
+            }
+            if failed {
+                sleep(pause(failures, super::random())).await;
+                failures += 1;
+            } else {
+                (failures, fresh) = (0, false);
+                sleep(bucket.take(Instant::now())).await;
+            }
+        }
+    }
+}
+
+/// Full jitter: anything up to a bound that doubles with every failure.
+fn pause(failures: u32, random: f64) -> Duration {
+    let bound = PAUSE.saturating_mul(1 << failures.min(6)).min(LONGEST_PAUSE);
+    bound.mul_f64(random).max(PAUSE / 10)
+}
+
+/// A token bucket.
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    /// How long to wait for the next one.
+    fn take(&mut self, now: Instant) -> Duration {
+        let refill = now.duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64();
+        self.left = (self.left + refill).min(BURST) - 1.0;
+        self.at = now;
+        REFILL.mul_f64((-self.left).max(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_are_never_none() {
+        assert_eq!(pause(0, 1.0), PAUSE);
+        assert_eq!(pause(3, 0.5), PAUSE * 4);
+        assert_eq!(pause(99, 1.0), LONGEST_PAUSE);
+        assert!(pause(5, 0.0) > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_burst_is_free_and_then_it_is_one_per_refill() {
+        let now = Instant::now();
+        let mut bucket = Bucket { left: BURST, at: now };
+        assert!((0..10).all(|_| bucket.take(now) == Duration::ZERO));
+        assert_eq!(bucket.take(now), REFILL);
+        assert_eq!(bucket.take(now + REFILL * 2), Duration::ZERO);
+    }
+
+    /// What lets two balancers agree: sets are by address, whatever order and names the registry has them in.
+    #[tokio::test]
+    async fn a_file_is_followed_guarded_and_released() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web");
+        std::fs::write(&path, "10.0.0.2:80\n10.0.0.1:80\n").unwrap();
+        let (tell, mut told) = unbounded_channel();
+        let mut sources = Sources::new(tell);
+        let source: SourceSpec = format!("file:{}?name=web&empty_hold=0ms", path.display()).parse().unwrap();
+        let wish = Wish { service: "s".into(), source, checked: true, known: Set::new() };
+        sources.set(vec![wish.clone()]);
+        assert!(sources.heard(told.recv().await.unwrap()));
+        let addresses = |stated: Vec<Stated>| stated[0].1.iter().map(|(a, _)| a.to_string()).collect::<Vec<_>>();
+        assert_eq!(addresses(sources.take_changed()), ["10.0.0.1:80", "10.0.0.2:80"]);
+        sources.set(vec![wish]);
+        std::fs::write(&path, "").unwrap();
+        let heard = told.recv().await.unwrap();
+        assert!(!sources.heard(heard) && sources.take_changed().is_empty());
+        let status = &sources.list()[0];
+        assert_eq!((status.state.as_str(), status.held.len(), status.backends), ("holding", 2, 2));
+        assert!(!sources.tick(|_, _| true));
+        sources.heard(told.recv().await.unwrap());
+        assert!(!sources.tick(|_, _| true), "confirmed, and kept all the same");
+        assert!(sources.release("nope").unwrap_err().hint.unwrap().contains("web"));
+        assert_eq!(sources.release("web").unwrap(), 2);
+        assert!(sources.take_changed()[0].1.is_empty());
+        std::fs::write(&path, "10.0.0.2").unwrap();
+        sources.heard(told.recv().await.unwrap());
+        let status = &sources.list()[0];
+        assert!(status.state == "error" && status.last_error.as_ref().unwrap().message.contains("web:1"));
+    }
+}
