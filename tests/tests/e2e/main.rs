@@ -1,5 +1,9 @@
 //! End to end: real clients and servers in network namespaces, the real `lb`. They run beside each other.
 
 mod announce;
-mod nat;
+mod changes;
+mod errors;
+mod life;
 mod network;
+mod topology;
+mod traffic;

@@ -1,3 +1,4 @@
 //! End-to-end tests that depend on timing: one after the other, with the machine to themselves.
 
+mod churn;
 mod survival;
