@@ -23,12 +23,16 @@ pub enum Part {
 const BPF_LINKER: &str = "0.13.0";
 
 /// Programs that tests call, the Debian packages that have them, and why.
-const TOOLS: [(&str, &str, &str); 5] = [
+const TOOLS: [(&str, &str, &str); 9] = [
     ("ip", "iproute2", "network namespaces"),
     ("ethtool", "ethtool", "settings of veth pairs that native XDP needs"),
     ("sysctl", "procps", "a look at the balancer's ip_forward"),
     ("python3", "python3", "backends that never heard of lb"),
     ("curl", "curl", "a client that never heard of lb"),
+    ("nginx", "nginx", "backends that never heard of lb"),
+    ("dnsmasq", "dnsmasq-base", "DNS servers that never heard of lb"),
+    ("wrk", "wrk", "requests without a pause, whose failures are counted"),
+    ("iperf3", "iperf3", "a stream in which a stall shows"),
 ];
 
 /// Prepares the machine.

@@ -83,5 +83,8 @@ async fn without_a_daemon(arguments: &Arguments, interfaces: Vec<String>) -> Res
     Announced::open(&arguments.state_dir).withdraw(&Net::new()?).await?;
     let removed = pins::remove(&arguments.bpffs)?;
     state.forget()?;
-    Ok(removed)
+    // A daemon that was killed left its socket; nobody answers there.
+    match std::fs::remove_file(&arguments.socket) {
+        Ok(()) | Err(_) => Ok(removed),
+    }
 }

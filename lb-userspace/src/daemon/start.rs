@@ -10,7 +10,7 @@ use std::{
 use lb_common::hash;
 use tokio::sync::mpsc;
 
-use super::{Announced, Attachment, Daemon, network::LOOPBACK, view::verdict_of};
+use super::{Announced, Attachment, Daemon, adopt, network::LOOPBACK, view::verdict_of};
 use crate::{
     Error, Result,
     api::{client::Client, server},
@@ -52,7 +52,7 @@ pub struct AttachOptions {
 }
 
 /// Attaches, and works until it is told to end.
-pub async fn attach(options: AttachOptions) -> Result<()> {
+pub async fn attach(mut options: AttachOptions) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         return Err(
             Error::failed("attach: lb loads programs into the kernel, which needs root").hint("sudo lb attach ..")
@@ -88,6 +88,11 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
     }
     let service = service(&options, &interfaces)?;
     let adopting = pins::exists(&options.bpffs);
+    if adopting {
+        let others = adopt::others(&view, &options.bpffs, &options.settings.interfaces).await;
+        options.settings.interfaces.extend(others.iter().map(|other| other.name.clone()));
+        interfaces.extend(others);
+    }
     let state = StateFile::open(&options.state_dir)?;
     let before = if adopting { state.load()?.unwrap_or_default() } else { Desired::default() };
     let change = Change::Attach { settings: Box::new(options.settings.clone()), service: service.map(Box::new) };
@@ -102,6 +107,7 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
         return Ok(());
     }
     refuse_foreign(&interfaces, &options)?;
+    adopt::refuse_other_mode(&interfaces, &options.bpffs, outcome.desired.settings.xdp)?;
     if let Some(text) = private_mount_namespace() {
         eprintln!(
             "lb: warning: {text}; `ip netns exec` makes one, `nsenter --net=/run/netns/NAME lb attach ..` does not"
@@ -113,6 +119,7 @@ pub async fn attach(options: AttachOptions) -> Result<()> {
         log_level: options.log_level,
     };
     let (plane, lost) = if adopting { DataPlane::adopt(&load)? } else { (DataPlane::load(&load)?, BTreeMap::new()) };
+    adopt::warn_of_size(options.settings.max_flows, plane.flows().capacity());
     for (name, why) in &lost {
         eprintln!("lb: warning: {name}: its link could not be taken over: {why}");
     }

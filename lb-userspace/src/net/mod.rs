@@ -17,7 +17,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, CacheInfo},
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
         rule::RuleAttribute,
@@ -30,7 +30,7 @@ pub use prefixes::Prefixes;
 pub use view::{Reached, View};
 pub use watch::{Changes, watch};
 
-use crate::{Error, Result, error::Context as _};
+use crate::{Error, Result, error::Context as _, state::XdpMode};
 
 /// An interface of this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct Interface {
     pub addresses: Vec<IpAddr>,
     /// Identity of the XDP program on it.
     pub xdp_program: Option<u32>,
+    /// How that program is attached: `Native` or `Generic`.
+    pub xdp_mode: Option<XdpMode>,
 }
 
 /// How an address is reached.
@@ -257,6 +259,11 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkAttribute::Xdp(parts) => {
                 interface.xdp_program = parts.iter().find_map(|part| match part {
                     LinkXdp::ProgId(id) if *id != 0 => Some(*id),
+                    _ => None,
+                });
+                interface.xdp_mode = parts.iter().find_map(|part| match part {
+                    LinkXdp::Attached(XdpAttached::Driver | XdpAttached::Hardware) => Some(XdpMode::Native),
+                    LinkXdp::Attached(XdpAttached::SocketBuffer) => Some(XdpMode::Generic),
                     _ => None,
                 });
             }

@@ -9,7 +9,7 @@ pub mod servers;
 use std::{
     fs::OpenOptions,
     io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -245,13 +245,24 @@ impl Setup {
 
     /// Waits until every backend accepts connections on a port.
     pub fn wait_listening(&self, port: u16) -> Result<()> {
-        let places: Vec<_> = self.backends.iter().map(|host| SocketAddrV4::new(host.address, port)).collect();
-        let ready = self
-            .balancer
-            .spawn(move || places.into_iter().all(|place| eventually(|| std::net::TcpStream::connect(place).is_ok())));
-        let ready = ready.join().map_err(|_| anyhow::anyhow!("looking for servers failed"))??;
-        ensure!(ready, "port {port}: not every server answers");
-        Ok(())
+        let places: Vec<_> = self.backends.iter().map(|host| SocketAddr::from((host.address, port))).collect();
+        let limit = Duration::from_secs(1);
+        let silent = self.balancer.spawn(move || {
+            places.into_iter().find(|place| !eventually(|| TcpStream::connect_timeout(place, limit).is_ok()))
+        });
+        match silent.join().map_err(|_| anyhow::anyhow!("looking for servers failed"))?? {
+            Some(place) => bail!("{place} does not answer; servers said:\n{}", self.server_logs()),
+            None => Ok(()),
+        }
+    }
+
+    /// What servers wrote to their logs.
+    fn server_logs(&self) -> String {
+        let files = std::fs::read_dir(self.directory()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let logs = files.filter(|path| path.extension().is_some_and(|name| name == "log" || name == "error"));
+        let texts =
+            logs.map(|path| format!("{}: {}", path.display(), std::fs::read_to_string(&path).unwrap_or_default()));
+        texts.collect()
     }
 
     /// Echoes on a port of every backend, TCP and UDP.

@@ -1,10 +1,11 @@
 //! What runs on the backends: programs that never heard of lb, and an echo of our own.
 
 use std::{
+    collections::HashMap,
     io::{Read as _, Write as _},
     net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::{fd::OwnedFd, unix::process::CommandExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
@@ -85,11 +86,16 @@ fn name(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }
 
+/// A file beside a directory, of the same name but for its end. (Names are addresses: their dots are no extensions.)
+fn beside(directory: &Path, end: &str) -> PathBuf {
+    PathBuf::from(format!("{}.{end}", directory.display()))
+}
+
 /// Python's own web server, with a directory.
 pub fn python(host: &Host, directory: &Path, port: u16) -> Result<Server> {
     let mut command = host.command("python3");
     command.args(["-m", "http.server", &port.to_string(), "--directory"]).arg(directory);
-    Server::start(&mut command, &directory.with_extension("python.log"))
+    Server::start(&mut command, &beside(directory, "log"))
 }
 
 /// nginx with a directory: one process, no log per request, connections that last.
@@ -103,11 +109,11 @@ pub fn nginx(host: &Host, directory: &Path, port: u16) -> Result<Server> {
          uwsgi_temp_path {place}.t4; scgi_temp_path {place}.t5;\n\
          server {{ listen {port} backlog=4096 reuseport; listen [::]:{port} backlog=4096; }} }}\n"
     );
-    let configuration = directory.with_extension("nginx");
+    let configuration = beside(directory, "conf");
     std::fs::write(&configuration, text)?;
     let mut command = host.command("nginx");
-    command.arg("-e").arg(directory.with_extension("start")).arg("-c").arg(&configuration);
-    Server::start(&mut command, &directory.with_extension("nginx.log"))
+    command.arg("-e").arg(beside(directory, "start")).arg("-c").arg(&configuration);
+    Server::start(&mut command, &beside(directory, "log"))
 }
 
 /// dnsmasq on port 53: `name.test` is the host's own address.
@@ -130,7 +136,7 @@ pub fn iperf3(host: &Host, directory: &Path, port: u16) -> Result<Server> {
 pub struct Echo {
     over: Arc<AtomicBool>,
     listener: TcpListener,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
+    streams: Arc<Mutex<HashMap<usize, TcpStream>>>,
 }
 
 impl Echo {
@@ -138,7 +144,7 @@ impl Echo {
     pub fn start(host: &Host, port: u16) -> Result<Self> {
         let place = SocketAddrV4::new(host.address, port);
         let over = Arc::new(AtomicBool::new(false));
-        let streams = Arc::new(Mutex::new(Vec::new()));
+        let streams = Arc::new(Mutex::new(HashMap::new()));
         let (tell, told) = std::sync::mpsc::channel();
         let (stop, open) = (Arc::clone(&over), Arc::clone(&streams));
         host.spawn(move || {
@@ -149,12 +155,22 @@ impl Echo {
             }
             let udp_stop = Arc::clone(&stop);
             std::thread::spawn(move || echo_datagrams(&udp, &udp_stop));
-            while !stop.load(Ordering::Relaxed) {
+            for number in 0.. {
                 let Ok((stream, _)) = tcp.accept() else { return };
-                if let (Ok(copy), Ok(mut open)) = (stream.try_clone(), open.lock()) {
-                    open.push(copy);
+                if stop.load(Ordering::Relaxed) {
+                    return;
                 }
-                std::thread::spawn(move || echo_stream(stream));
+                if let (Ok(copy), Ok(mut open)) = (stream.try_clone(), open.lock()) {
+                    open.insert(number, copy);
+                }
+                let open = Arc::clone(&open);
+                std::thread::spawn(move || {
+                    echo_stream(stream);
+                    // The connection ends with its last handle.
+                    if let Ok(mut open) = open.lock() {
+                        open.remove(&number);
+                    }
+                });
             }
         });
         let listener = told.recv_timeout(PATIENCE).with_context(|| format!("the echo on {place} does not start"))?;
@@ -168,7 +184,7 @@ impl Echo {
         if let Ok(copy) = self.listener.try_clone() {
             let _ = TcpStream::from(OwnedFd::from(copy)).shutdown(std::net::Shutdown::Both);
         }
-        for stream in self.streams.lock().into_iter().flat_map(|mut streams| std::mem::take(&mut *streams)) {
+        for (_, stream) in self.streams.lock().into_iter().flat_map(|mut streams| std::mem::take(&mut *streams)) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }

@@ -63,7 +63,8 @@ fn on_exit_keep_leaves_the_data_path_running() {
     ping(&mut connect(&setup.client, vip(7)).unwrap(), "new").unwrap();
     setup.attach("").unwrap();
     ping(&mut stream, "adopted").unwrap();
-    assert_eq!(setup.json("status").unwrap()["flows"]["active"], 1, "ended ones do not count");
+    let active = || setup.json("status").unwrap()["flows"]["active"].as_u64();
+    assert!(eventually(|| active() == Some(1)), "ended ones do not count: {:?}", active());
     setup.done("detach").unwrap();
     assert!(eventually(|| traces(&setup).is_empty()), "{:?}", traces(&setup));
 }
@@ -99,6 +100,30 @@ fn adoption_with_other_flags() {
     }
     let count = setup.done(&format!("conn count --backend {first}")).unwrap();
     assert_ne!(count, "0\n", "flows of a backend that the flags no longer name go on");
+}
+
+/// Only detaching stops forwarding: also on an interface that the next attach does not name.
+#[test]
+fn adoption_that_names_fewer_interfaces_keeps_the_others() {
+    let mut setup = Setup::two_armed(1, 1500).unwrap();
+    setup.serve_echo(7).unwrap();
+    let list = setup.list(7);
+    setup.attach(&format!("eth1 --vip 7 --backends {list} --max-flows 4096")).unwrap();
+    setup.wait_usable(1).unwrap();
+    let mut stream = connect(&setup.client, vip(7)).unwrap();
+    ping(&mut stream, "before").unwrap();
+    setup.kill_daemon().unwrap();
+    setup.attach("--max-flows 8192").unwrap();
+    assert!(setup.log().contains("keeps its table of 4096 flows"), "{}", setup.log());
+    ping(&mut stream, "adopted").unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    ping(&mut stream, "later").unwrap();
+    ping(&mut connect(&setup.client, vip(7)).unwrap(), "new").unwrap();
+    let status = setup.json("status").unwrap();
+    assert_eq!(status["interfaces"].as_array().unwrap().len(), 2, "{status:#}");
+    assert_eq!(status["flows"]["max"], 4096);
+    setup.done("detach").unwrap();
+    assert!(eventually(|| traces(&setup).is_empty()), "{:?}", traces(&setup));
 }
 
 /// Killed between any two system calls: the next attach stands, and no connection is lost.
