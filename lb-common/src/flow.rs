@@ -2,22 +2,27 @@
 //!
 //! One record holds both directions of a connection. It stands in an array (`flows4`, `flows6`); two entries of the
 //! *flow index* lead to it, one by what the client sends, one by what the backend sends (`nat` and `dnat` only).
-//! Everything that a packet of a known flow needs, apart from the backend's next hop, is in the record's first line.
+//! Everything that a packet of a known flow needs, apart from the backend's next hop, is in the record's first line
+//! (IPv6: two lines).
 //!
 //! **Who writes.** Only the data path makes and reclaims records: it takes a record by moving [`Head::seq`] from even
 //! to odd with a compare-and-swap, writes, and makes it even again. A reader that sees an odd or a changed `seq` has
 //! read nothing. User space only sets [`state::RESET`] and reads.
 
-use crate::{Be16, Be32, clock};
+use crate::{
+    Be16, clock,
+    family::{Family, V4, V6},
+    hash::Seeded,
+};
 
 /// A flow's transport addresses as one direction's packets carry them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
-pub struct Tuple4 {
+pub struct Tuple<F: Family> {
     /// Source address.
-    pub source: Be32,
+    pub source: F::Address,
     /// Destination address.
-    pub destination: Be32,
+    pub destination: F::Address,
     /// Source port.
     pub source_port: Be16,
     /// Destination port.
@@ -28,22 +33,40 @@ pub struct Tuple4 {
     pub pad: [u8; 3],
 }
 
-impl Tuple4 {
-    /// The tuple as the two words that are hashed and compared.
+/// Over IPv4.
+pub type Tuple4 = Tuple<V4>;
+/// Over IPv6.
+pub type Tuple6 = Tuple<V6>;
+
+impl<F: Family> Tuple<F> {
+    /// Ports and protocol as one word.
     #[inline(always)]
     #[must_use]
-    pub const fn words(&self) -> [u64; 2] {
-        [
-            self.source.0 as u64 | (self.destination.0 as u64) << 32,
-            self.source_port.0 as u64 | (self.destination_port.0 as u64) << 16 | (self.protocol as u64) << 32,
-        ]
+    pub const fn rest(&self) -> u64 {
+        self.source_port.0 as u64 | (self.destination_port.0 as u64) << 16 | (self.protocol as u64) << 32
+    }
+
+    /// The tuple's hash in the flow index.
+    #[inline(always)]
+    #[must_use]
+    pub fn hash(&self, seed: Seeded) -> u64 {
+        F::hash_tuple(seed, self.source, self.destination, self.rest())
+    }
+
+    /// Whether both are the same; without looking at the padding.
+    #[inline(always)]
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.rest() == other.rest()
+            && F::same(self.source, other.source)
+            && F::same(self.destination, other.destination)
     }
 
     /// The unfolded sum of the addresses' 16-bit words.
     #[inline(always)]
     #[must_use]
-    pub const fn address_sum(&self) -> u32 {
-        crate::checksum::word(self.source.0) + crate::checksum::word(self.destination.0)
+    pub fn address_sum(&self) -> u32 {
+        F::sum(self.source) + F::sum(self.destination)
     }
 
     /// The unfolded sum of the ports.
@@ -66,24 +89,6 @@ impl Tuple4 {
             pad: [0; 3],
         }
     }
-}
-
-/// The same over IPv6.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(8))]
-pub struct Tuple6 {
-    /// Source address.
-    pub source: [Be32; 4],
-    /// Destination address.
-    pub destination: [Be32; 4],
-    /// Source port.
-    pub source_port: Be16,
-    /// Destination port.
-    pub destination_port: Be16,
-    /// IP protocol number (6 or 17).
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
 }
 
 /// What a record says besides its addresses; 32 bytes, the rest of an IPv4 record's first line.
@@ -141,43 +146,30 @@ pub struct Tail {
 /// "No index entry", in [`Tail::slot_client`] and [`Tail::slot_backend`].
 pub const NO_SLOT: u32 = u32::MAX;
 
-/// An IPv4 connection; two cache lines.
+/// A connection; two cache lines over IPv4, three over IPv6.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
-pub struct Flow4 {
+pub struct Flow<F: Family> {
     /// As the client's packets carry it: source = client, destination = VIP.
-    pub client: Tuple4,
+    pub client: Tuple<F>,
     /// As the backend's packets carry it: source = backend, destination = the address and port that lb uses (`nat`),
     /// or the client (`dnat`). Tunnels: source = backend, destination = outer source.
-    pub backend: Tuple4,
-    /// The rest of the first line.
+    pub backend: Tuple<F>,
+    /// What most packets need besides.
     pub head: Head,
-    /// The second line.
+    /// Zero.
+    pub pad: F::Pad,
+    /// The last line.
     pub tail: Tail,
 }
 
-/// An IPv6 connection; four cache lines.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(64))]
-pub struct Flow6 {
-    /// As [`Flow4::client`].
-    pub client: Tuple6,
-    /// Zero.
-    pub pad: [u8; 24],
-    /// As [`Flow4::backend`].
-    pub backend: Tuple6,
-    /// Zero.
-    pub pad2: [u8; 24],
-    /// As [`Flow4::head`].
-    pub head: Head,
-    /// Zero.
-    pub pad3: [u8; 32],
-    /// As [`Flow4::tail`].
-    pub tail: Tail,
-}
+/// Over IPv4.
+pub type Flow4 = Flow<V4>;
+/// Over IPv6.
+pub type Flow6 = Flow<V6>;
 
 const _: () = assert!(size_of::<Tuple4>() == 16 && size_of::<Tuple6>() == 40 && size_of::<Head>() == 32);
-const _: () = assert!(size_of::<Tail>() == 64 && size_of::<Flow4>() == 128 && size_of::<Flow6>() == 256);
+const _: () = assert!(size_of::<Tail>() == 64 && size_of::<Flow4>() == 128 && size_of::<Flow6>() == 192);
 
 /// Entries of one bucket of the flow index; the bucket's last word is [`OVERFLOWED`] or 0.
 pub const BUCKET_ENTRIES: u32 = 15;
@@ -356,6 +348,7 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Be32;
 
     fn run(segments: &[(u8, bool)]) -> u8 {
         segments.iter().fold(state::SYN, |now, (flags, from_backend)| next_state(now, *flags, *from_backend, false))
@@ -402,8 +395,8 @@ mod tests {
     }
 
     #[test]
-    fn words_tell_tuples_apart() {
-        let t = Tuple4 {
+    fn a_tuple_and_its_opposite_are_told_apart() {
+        let t: Tuple4 = Tuple {
             source: Be32::new(0x0a00_0001),
             destination: Be32::new(0x0a00_0002),
             source_port: Be16::new(1),
@@ -411,7 +404,8 @@ mod tests {
             protocol: 6,
             pad: [0; 3],
         };
-        assert_ne!(t.words(), t.reversed().words());
+        assert_ne!(t.hash(Seeded(1)), t.reversed().hash(Seeded(1)));
+        assert!(t.is(&t) && !t.is(&t.reversed()));
         assert_eq!(t, t.reversed().reversed());
     }
 }

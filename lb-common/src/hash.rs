@@ -20,6 +20,14 @@ pub const fn mix(a: u64, b: u64) -> u64 {
     h ^ (h >> 32)
 }
 
+/// Takes one more word into a hash that is not finished yet.
+#[inline(always)]
+#[must_use]
+pub const fn step(h: u64, word: u64) -> u64 {
+    let h = h.wrapping_mul(MULTIPLIER_1);
+    (h ^ h >> 32) ^ word
+}
+
 /// The hash of the flow index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seeded(pub u64);

@@ -2,6 +2,7 @@
 //!
 //! * [`maps`]: every map's name, key and value, and the limits they are made with
 //! * [`flow`]: a connection's record, the index that finds it, and its life (states and timeouts)
+//! * [`family`]: what differs between IPv4 and IPv6
 //! * [`reason`]: every verdict of the data path with its reason
 //! * [`checksum`]: incremental Internet checksums (RFC 1624)
 //! * [`hash`]: the seeded hash of the flow index and the fixed hash of the schedulers
@@ -17,6 +18,7 @@ extern crate std;
 
 pub mod checksum;
 pub mod clock;
+pub mod family;
 pub mod flow;
 pub mod hash;
 pub mod maps;
@@ -25,7 +27,7 @@ pub mod reason;
 
 /// Version of the layout of all pinned maps. It is part of the pin path (`<bpffs>/v<LAYOUT_VERSION>/`), so that a
 /// program never meets maps of another layout. Raise it with every change to [`maps`] or [`flow`].
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// A 16-bit number in network byte order, as it stands in a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,7 +3,11 @@
 //! Arrays that the control plane writes are memory-mapped by it (`BPF_F_MMAPABLE`): an aligned store of up to eight
 //! bytes is how a change becomes visible. Layouts have room for IPv6, all modes and all schedulers.
 
-use crate::{Be16, Be32, flow::Idle};
+use crate::{
+    Be16, Be32,
+    family::{Family, V4, V6},
+    flow::Idle,
+};
 
 /// Names of the maps, as in the ELF object and under the pin directory.
 pub mod name {
@@ -45,7 +49,7 @@ pub mod name {
     pub const TRAFFIC: &str = "traffic";
     /// Per-CPU array of [`super::Refusals`], by service identity.
     pub const REFUSALS: &str = "refusals";
-    /// Per-CPU array of [`super::Cursor`], one element: where this CPU looks next for a free record.
+    /// Per-CPU array of [`super::Cursor`], one element for each family: where this CPU looks next for a free record.
     pub const CURSOR: &str = "cursor";
     /// Per-CPU array of [`super::PortCursor`], by backend identity: where this CPU looks next for a free port.
     pub const PORT_CURSOR: &str = "port_cursor";
@@ -92,6 +96,8 @@ pub const BACKENDS: u32 = 131_072;
 pub const NEXT_HOPS: u32 = 4_096;
 /// Elements of `snat`.
 pub const SNAT: u32 = 4_096;
+/// Elements of `cursor`: one for each family.
+pub const CURSORS: u32 = 2;
 /// Elements of `nat_ports`.
 pub const NAT_PORTS: u32 = 65_536;
 /// Slots in `tables` (two to an element): room for 10 000 services of 1 009 slots and a change of each in flight.
@@ -155,12 +161,12 @@ pub mod interface_flag {
     pub const GENERIC: u32 = 2;
 }
 
-/// Key of `vips4`. Protocol 0 and port 0: the address itself (is it a VIP, does the host own it).
+/// Key of `vips4` and `vips6`. Protocol 0 and port 0: the address itself (is it a VIP, does the host own it).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
-pub struct Vip4Key {
+pub struct VipKey<F: Family> {
     /// Destination address.
-    pub address: Be32,
+    pub address: F::Address,
     /// Destination port; 0 = every port.
     pub port: Be16,
     /// IP protocol number.
@@ -168,22 +174,21 @@ pub struct Vip4Key {
     /// Zero.
     pub pad: u8,
 }
-const _: () = assert!(size_of::<Vip4Key>() == 8);
 
-/// Key of `vips6`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct Vip6Key {
-    /// Destination address.
-    pub address: [Be32; 4],
-    /// Destination port; 0 = every port.
-    pub port: Be16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: u8,
+impl<F: Family> VipKey<F> {
+    /// A VIP's key; protocol 0 and port 0 for the address itself.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(address: F::Address, port: Be16, protocol: u8) -> Self {
+        Self { address, port, protocol, pad: 0 }
+    }
 }
-const _: () = assert!(size_of::<Vip6Key>() == 20);
+
+/// Key of `vips4`.
+pub type Vip4Key = VipKey<V4>;
+/// Key of `vips6`.
+pub type Vip6Key = VipKey<V6>;
+const _: () = assert!(size_of::<Vip4Key>() == 8 && size_of::<Vip6Key>() == 20);
 
 /// Value of `vips4` and `vips6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -407,20 +412,4 @@ pub struct Bucket {
     pub tick: u32,
     /// Tokens used since.
     pub used: u32,
-}
-
-/// The bit of an IPv4 destination address in `filter`.
-#[inline(always)]
-#[must_use]
-pub const fn filter_bit(address: Be32) -> u32 {
-    address.0.wrapping_mul(0x9e37_79b1) >> 16
-}
-
-/// The bit of an IPv6 destination address in `filter`.
-#[inline(always)]
-#[must_use]
-pub const fn filter_bit6(address: [Be32; 4]) -> u32 {
-    let high = address[0].0 ^ address[1].0.rotate_left(13);
-    let low = address[2].0.rotate_left(7) ^ address[3].0;
-    (high.wrapping_mul(0x85eb_ca6b) ^ low).wrapping_mul(0x9e37_79b1) >> 16
 }

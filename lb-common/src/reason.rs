@@ -26,6 +26,18 @@ macro_rules! reasons {
             /// All of them, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
+            /// The reason of a number.
+            #[inline(always)]
+            #[must_use]
+            pub const fn from_number(number: u32) -> Self {
+                if number < Self::ALL.len() as u32 {
+                    // SAFETY: the numbers are dense (there is a test), and this one is below how many there are.
+                    unsafe { core::mem::transmute::<u32, Self>(number) }
+                } else {
+                    Self::HelperFailed
+                }
+            }
+
             /// What it comes down to.
             #[must_use]
             pub const fn verdict(self) -> Verdict {
@@ -112,6 +124,8 @@ reasons! {
     OtherProtocol = 30, Pass, "other-protocol", "For a VIP's address, but neither TCP, UDP nor ICMP: left to the host.";
     /// Rule 7.
     TtlDropped = 31, Drop, "ttl-dropped", "The packet's TTL ran out here, and the answer was over its rate limit.";
+    /// Rule 28.
+    HeaderChain = 32, Drop, "header-chain", "More than eight IPv6 extension headers in front of the transport header, to a VIP that the host does not own.";
 }
 
 /// Elements of the map `reasons`.
@@ -125,6 +139,7 @@ mod tests {
     fn numbers_are_dense_and_names_unique() {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
+            assert_eq!(Reason::from_number(i as u32), *reason);
             assert!(!reason.help().is_empty());
             assert_eq!(Reason::ALL.iter().filter(|r| r.name() == reason.name()).count(), 1, "{reason:?}");
         }

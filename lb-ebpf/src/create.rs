@@ -2,69 +2,75 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
+    Be16,
     checksum::delta,
-    flow::{Flow4, Head, NO_SLOT, Tail, Tuple4, entry, state},
+    flow::{Flow, NO_SLOT, Tuple, entry, state},
     maps::{Backend, mode},
     reason::Reason,
 };
 
-use crate::{answer, helpers, maps, parse::Packet, ports, records, table};
+use crate::{helpers, maps, parse::Packet, path::Path, records, table};
 
-/// Makes the flow of `packet` to a backend; gives its record's number, or what became of the packet.
+/// Makes the flow of `packet` to a backend; gives what became of the packet if it could not.
 #[inline(always)]
-pub fn create(ctx: &XdpContext, packet: &Packet, service: u32, id: u32) -> Result<u32, Reason> {
-    let Some(backend) = maps::backends.get(id) else { return Err(Reason::NoService) };
-    let mut replies = Tuple4::default();
-    if ports::allocate(id, u32::from(packet.tuple.protocol), &raw mut replies) == 0 {
+pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, id: u32) -> Option<Reason> {
+    let Some(backend) = maps::backends.get(id) else { return Some(Reason::NoService) };
+    let mut replies = Tuple::<F>::default();
+    if F::allocate(id, u32::from(packet.tuple.protocol), &mut replies) == 0 {
         maps::refuse(service, |counters| &mut counters.no_port);
-        return Err(match packet.is_tcp() {
-            true => answer::reset(ctx, packet, Reason::PortsExhausted),
+        return Some(match packet.is_tcp() {
+            true => F::reset(ctx, packet, Reason::PortsExhausted),
             false => Reason::PortsExhaustedUdp,
         });
     }
-    let index = records::claim();
+    let index = F::claim();
     if index == records::NO_RECORD {
         maps::refuse(service, |counters| &mut counters.table_full);
-        return Err(Reason::TableFull);
+        return Some(Reason::TableFull);
     }
-    let Some(flow) = table::record(index) else { return Err(Reason::TableFull) };
+    let Some(flow) = table::record::<F>(index) else { return Some(Reason::TableFull) };
     fill(flow, packet, &replies, id, backend);
     flow.head.service = service;
-    flow.tail.slot_client = table::insert(&raw const packet.tuple, 0, index);
-    flow.tail.slot_backend = table::insert(&raw const replies, entry::FROM_BACKEND, index);
+    flow.tail.slot_client = F::insert(&packet.tuple, 0, index);
+    flow.tail.slot_backend = F::insert(&replies, entry::FROM_BACKEND, index);
     if flow.tail.slot_client == NO_SLOT || flow.tail.slot_backend == NO_SLOT {
         records::forget(flow, index);
         records::publish(flow);
-        return Err(Reason::Contended);
+        return Some(Reason::Contended);
     }
     records::publish(flow);
     if let Some(counters) = maps::traffic.get_ptr_mut(id) {
         // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
         unsafe { (*counters).flows += 1 };
     }
-    Ok(index)
+    None
 }
 
 /// Writes the record; its sequence is odd and stays so.
 #[inline(always)]
-fn fill(flow: &mut Flow4, packet: &Packet, replies: &Tuple4, id: u32, backend: &Backend) {
+fn fill<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>, replies: &Tuple<F>, id: u32, backend: &Backend) {
     let now = helpers::now();
-    let (client, backend_side) = (&packet.tuple, replies);
-    let addresses = (client.address_sum(), backend_side.address_sum());
-    flow.client = *client;
-    flow.backend = *backend_side;
-    flow.head = Head {
-        seq: flow.head.seq,
-        backend: id,
-        address_delta: delta(addresses.0, addresses.1),
-        transport_delta: delta(addresses.0 + client.port_sum(), addresses.1 + backend_side.port_sum()),
-        mode: mode::NAT,
-        state: if packet.is_tcp() { state::SYN } else { state::UDP },
-        flags: 0,
-        seen_client: now,
-        seen_backend: now,
-        created: now,
-        service: backend.service,
-    };
-    flow.tail = Tail { ifindex: packet.ingress, slot_client: NO_SLOT, slot_backend: NO_SLOT, ..Tail::default() };
+    let addresses = (packet.tuple.address_sum(), replies.address_sum());
+    flow.client = packet.tuple;
+    flow.backend = *replies;
+    // Field by field: whole values would be put together on the stack first.
+    let head = &mut flow.head;
+    head.backend = id;
+    head.address_delta = delta(addresses.0, addresses.1);
+    head.transport_delta = delta(addresses.0 + packet.tuple.port_sum(), addresses.1 + replies.port_sum());
+    head.mode = mode::NAT;
+    head.state = if packet.is_tcp() { state::SYN } else { state::UDP };
+    head.flags = 0;
+    head.seen_client = now;
+    head.seen_backend = now;
+    head.created = now;
+    head.service = backend.service;
+    let tail = &mut flow.tail;
+    tail.ifindex = packet.ingress;
+    tail.vlan = [Be16(u16::MAX); 2];
+    tail.slot_client = NO_SLOT;
+    tail.slot_backend = NO_SLOT;
+    tail.entropy = 0;
+    tail.packets_in = 0;
+    tail.packets_out = 0;
 }

@@ -2,25 +2,28 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    checksum::{fold, inverse, update, update_udp},
-    flow::{Flow4, Tuple4},
+    checksum::{inverse, update, update_udp},
+    flow::{Flow, Tuple},
     reason::Reason,
 };
 
 use crate::{
-    helpers, icmp, maps,
-    packet::{ETHERNET, Frame, IPV4, Macs, TCP, UDP, ipv4, tcp as tcp_at, udp},
+    helpers,
+    icmp::Problem,
+    maps,
+    packet::{ETHERNET, Frame, Macs, TCP, UDP, tcp as tcp_at, udp},
     parse::Packet,
+    path::Path,
     table,
     table::Found,
 };
 
 /// What becomes of a packet's headers, and where it leaves.
-struct Rewrite {
+struct Rewrite<F: Path> {
     /// Destination and source MAC.
     macs: Macs,
     /// Addresses and ports that the packet shall carry.
-    tuple: Tuple4,
+    tuple: Tuple<F>,
     /// What the new addresses add to the IP checksum's sum.
     address_delta: u16,
     /// What the new addresses and ports add to the transport checksum's sum.
@@ -31,29 +34,28 @@ struct Rewrite {
     mtu: u32,
 }
 
-/// Forwards a packet of the flow in a record.
+/// Forwards a packet of a flow.
 #[inline(always)]
-pub fn forward(ctx: &XdpContext, packet: &Packet, found: Found) -> Reason {
-    let Some(flow) = table::record(found.record) else { return Reason::Contended };
-    let seq = table::read(&flow.head.seq);
+pub fn forward<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: Found<F>) -> Reason {
+    let Found { flow, seq, from_backend, .. } = found;
     let id = flow.head.backend;
-    let rewrite = if found.from_backend { Some(towards_client(flow)) } else { towards_backend(flow) };
+    let rewrite = if from_backend { Some(towards_client(flow, packet)) } else { towards_backend(flow) };
     let Some(rewrite) = rewrite else { return Reason::NextHopUnknown };
     if seq & 1 != 0 || table::read(&flow.head.seq) != seq {
         return Reason::Contended;
     }
-    if rewrite.egress != packet.ingress && packet.length as u32 > rewrite.mtu {
-        return icmp::too_big(ctx, rewrite.mtu);
+    if rewrite.egress != packet.ingress && packet.length > rewrite.mtu {
+        return F::error(ctx, Problem::TooBig, packet.transport, 0, rewrite.mtu);
     }
-    if let Err(reason) = apply(ctx, packet, &rewrite, flow, found.from_backend) {
+    if let Err(reason) = apply(ctx, packet, &rewrite, flow, from_backend) {
         return reason;
     }
-    account(flow, id, packet, found.from_backend);
+    account(flow, id, packet, from_backend);
     leave(packet.ingress, rewrite.egress)
 }
 
 #[inline(always)]
-fn towards_backend(flow: &Flow4) -> Option<Rewrite> {
+fn towards_backend<F: Path>(flow: &Flow<F>) -> Option<Rewrite<F>> {
     let backend = maps::backends.get(flow.head.backend)?;
     let hop = maps::next_hops.get(backend.next_hop)?;
     if hop.ifindex == 0 {
@@ -70,32 +72,32 @@ fn towards_backend(flow: &Flow4) -> Option<Rewrite> {
 }
 
 #[inline(always)]
-fn towards_client(flow: &Flow4) -> Rewrite {
+fn towards_client<F: Path>(flow: &Flow<F>, packet: &Packet<F>) -> Rewrite<F> {
     let egress = flow.tail.ifindex;
+    let mtu = if egress == packet.ingress { None } else { maps::interface(egress) };
     Rewrite {
         macs: Macs::of(&flow.tail.ethernet).turned(),
         tuple: flow.client.reversed(),
         address_delta: inverse(flow.head.address_delta),
         transport_delta: inverse(flow.head.transport_delta),
         egress,
-        mtu: maps::interface(egress).map_or(u32::MAX, |interface| interface.mtu),
+        mtu: mtu.map_or(u32::MAX, |interface| interface.mtu),
     }
 }
 
 /// Rewrites the packet. Rules 2, 7 and 9.
 #[inline(always)]
-fn apply(
+fn apply<F: Path>(
     ctx: &XdpContext,
-    packet: &Packet,
-    rewrite: &Rewrite,
-    flow: &mut Flow4,
+    packet: &Packet<F>,
+    rewrite: &Rewrite<F>,
+    flow: &mut Flow<F>,
     from_backend: bool,
 ) -> Result<(), Reason> {
     let frame = Frame::of(ctx);
-    let Some(head) = frame.at(0, ETHERNET + IPV4) else { return Err(Reason::Truncated) };
-    let ttl = head.load::<u16>(ETHERNET + ipv4::TTL);
-    if ttl & 0xff <= 1 {
-        return Err(icmp::error(ctx, 0, &icmp::TTL_EXCEEDED, 0));
+    let Some(head) = frame.at(0, ETHERNET + F::HEADER) else { return Err(Reason::Truncated) };
+    if F::ttl(head) <= 1 {
+        return Err(F::error(ctx, Problem::TimeExceeded, packet.transport, 0, 0));
     }
     let ports = rewrite.tuple.source_port.0 as u32 | (rewrite.tuple.destination_port.0 as u32) << 16;
     if packet.is_tcp() {
@@ -111,17 +113,13 @@ fn apply(
         remember_client(flow, head.macs(), packet.ingress);
     }
     head.set_macs(rewrite.macs);
-    // The TTL is the first byte of its word; one less is 0xfffe more in one's complement, in memory order.
-    head.store(ETHERNET + ipv4::TTL, ttl - 1);
-    let delta = fold(rewrite.address_delta as u32 + 0xfffe);
-    head.store(ETHERNET + ipv4::CHECKSUM, update(head.load(ETHERNET + ipv4::CHECKSUM), delta));
-    head.store(ETHERNET + ipv4::ADDRESSES, rewrite.tuple.source.0 as u64 | (rewrite.tuple.destination.0 as u64) << 32);
+    F::route(head, &rewrite.tuple, rewrite.address_delta);
     Ok(())
 }
 
 /// Replies leave to where the client's latest packet came from.
 #[inline(always)]
-fn remember_client(flow: &mut Flow4, macs: Macs, ingress: u32) {
+fn remember_client<F: Path>(flow: &mut Flow<F>, macs: Macs, ingress: u32) {
     if Macs::of(&flow.tail.ethernet) != macs {
         macs.put(&mut flow.tail.ethernet);
     }
@@ -132,7 +130,7 @@ fn remember_client(flow: &mut Flow4, macs: Macs, ingress: u32) {
 
 /// Rule 34: packets and bytes of the flow and of its backend.
 #[inline(always)]
-fn account(flow: &mut Flow4, id: u32, packet: &Packet, from_backend: bool) {
+fn account<F: Path>(flow: &mut Flow<F>, id: u32, packet: &Packet<F>, from_backend: bool) {
     let Some(counters) = maps::traffic.get_ptr_mut(id) else { return };
     // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
     let counters = unsafe { &mut *counters };

@@ -9,118 +9,121 @@ use lb_common::{
 
 use crate::{
     helpers, maps,
-    packet::{ETHERNET, Frame, IPV4, PROTOCOL_ICMP, Place, TYPE_IPV4, ipv4},
+    packet::{ETHERNET, Frame},
     parse::address_flags,
+    path::Path,
 };
 
 /// Bytes of an ICMP header.
 const ICMP: usize = 8;
-/// Where the ICMP header of an answer stands.
-const AT: usize = ETHERNET + IPV4;
-/// What goes in front of the packet that an error quotes.
-const OUTER: usize = IPV4 + ICMP;
-/// TTL of packets that lb makes.
-const TTL: u8 = 64;
+/// Most bytes that an error quotes (a multiple of four).
+const MOST_QUOTED: u32 = 128;
 /// Answers per service and tick (134 ms): about a hundred a second.
 const ANSWERS_PER_TICK: u32 = 14;
 
-/// An error that lb sends, and how the packet counts that it answers (RFC 792).
-pub struct Problem {
-    /// Type and code, as they stand in the packet.
-    kind: u16,
-    /// The packet's reason when it was answered.
-    answered: Reason,
-    /// Its reason when the answers of this tick are used up.
-    silent: Reason,
+/// An error that lb sends.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Problem {
+    /// Destination unreachable, port unreachable: no usable backend.
+    PortUnreachable = 0,
+    /// The packet does not fit where it would leave (rule 23); its second word is the MTU there.
+    TooBig = 1,
+    /// Time exceeded in transit: the packet's TTL ran out here (rule 7).
+    TimeExceeded = 2,
 }
 
-/// Destination unreachable, port unreachable: no usable backend.
-pub const PORT_UNREACHABLE: Problem =
-    Problem { kind: u16::from_ne_bytes([3, 3]), answered: Reason::RejectUdp, silent: Reason::NoBackend };
-/// Destination unreachable, fragmentation needed and DF set (RFC 1191).
-const FRAGMENTATION_NEEDED: Problem =
-    Problem { kind: u16::from_ne_bytes([3, 4]), answered: Reason::TooBig, silent: Reason::TooBigDropped };
-/// Time exceeded in transit.
-pub const TTL_EXCEEDED: Problem =
-    Problem { kind: u16::from_ne_bytes([11, 0]), answered: Reason::TtlExceeded, silent: Reason::TtlDropped };
-/// Type and code of an echo request.
-const ECHO_REQUEST: u16 = u16::from_ne_bytes([8, 0]);
-/// Type and code of an echo reply.
-const ECHO_REPLY: u16 = 0;
+impl Problem {
+    /// The problem of a number.
+    #[inline(always)]
+    pub fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::PortUnreachable,
+            1 => Self::TooBig,
+            _ => Self::TimeExceeded,
+        }
+    }
 
-/// ICMP to an address of ours: an echo request to a VIP is answered, everything else is the host's.
-#[inline(never)]
-pub fn receive(ctx: &XdpContext) -> Reason {
+    /// Type and code as they stand in the packet; the packet's reason when it was answered, and when it was not because
+    /// the answers of this tick are used up.
+    #[inline(always)]
+    fn about<F: Path>(self) -> (u16, Reason, Reason) {
+        let kinds = F::ERRORS;
+        match self {
+            Self::PortUnreachable => (kinds.port_unreachable, Reason::RejectUdp, Reason::NoBackend),
+            Self::TooBig => (kinds.too_big, Reason::TooBig, Reason::TooBigDropped),
+            Self::TimeExceeded => (kinds.time_exceeded, Reason::TtlExceeded, Reason::TtlDropped),
+        }
+    }
+}
+
+/// ICMP to an address of ours, its header at `at`: an echo request to a VIP is answered, everything else is the host's.
+#[inline(always)]
+pub fn receive<F: Path>(ctx: &XdpContext, at: usize) -> Reason {
     let frame = Frame::of(ctx);
-    let Some(head) = frame.at(0, ETHERNET + IPV4) else { return Reason::Truncated };
-    let header = (head.load::<u8>(ETHERNET) as usize & 15) * 4;
-    let Some(message) = frame.at(ETHERNET + header, ICMP) else { return Reason::IcmpPassed };
-    let addresses = head.load::<u64>(ETHERNET + ipv4::ADDRESSES);
-    let destination = lb_common::Be32((addresses >> 32) as u32);
-    if message.load::<u16>(0) != ECHO_REQUEST || address_flags(destination) & vip_flag::VIP == 0 {
+    let Some(head) = frame.at(0, ETHERNET + F::HEADER) else { return Reason::Truncated };
+    let Some(message) = frame.at(at, ICMP) else { return Reason::IcmpPassed };
+    let (source, destination) = (F::source(head), F::destination(head));
+    let (request, reply) = F::ECHO;
+    if message.load::<u16>(0) != request || address_flags::<F>(destination) & vip_flag::VIP == 0 {
         return Reason::IcmpPassed;
     }
-    message.store(0, ECHO_REPLY);
-    message.store(2, update(message.load(2), delta(ECHO_REQUEST as u32, ECHO_REPLY as u32)));
+    message.store(0, reply);
+    message.store(2, update(message.load(2), delta(request as u32, reply as u32)));
     head.set_macs(head.macs().turned());
-    let old = head.load::<u16>(ETHERNET + ipv4::TTL);
-    let new = u16::from_ne_bytes([TTL, PROTOCOL_ICMP]);
-    head.store(ETHERNET + ipv4::TTL, new);
-    head.store(ETHERNET + ipv4::CHECKSUM, update(head.load(ETHERNET + ipv4::CHECKSUM), delta(old as u32, new as u32)));
-    head.store(ETHERNET + ipv4::ADDRESSES, addresses.rotate_left(32));
+    F::set_addresses(head, destination, source);
+    F::refresh(head);
     Reason::EchoReply
 }
 
-/// Rule 23: the packet does not fit where it would leave.
-#[inline(never)]
-pub fn too_big(ctx: &XdpContext, mtu: u32) -> Reason {
-    let Some(head) = Frame::of(ctx).at(0, ETHERNET + IPV4) else { return Reason::Truncated };
-    if head.load::<u16>(ETHERNET + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT == 0 {
-        return Reason::TooBigDropped;
-    }
-    let mtu = if mtu > 0xffff { 0xffff } else { mtu };
-    error(ctx, 0, &FRAGMENTATION_NEEDED, mtu.to_be())
-}
-
-/// Turns the packet into an ICMP error to its sender, from where it was sent to, quoting its IP header and eight bytes
-/// (RFC 792). `rest` is the error's second word.
+/// Turns the packet into an ICMP error to its sender, from where it was sent to, quoting its headers and some bytes
+/// (RFC 792, RFC 4443). `transport` is where its transport header stands, `rest` the error's second word.
 #[inline(always)]
-pub fn error(ctx: &XdpContext, service: u32, problem: &Problem, rest: u32) -> Reason {
-    if !allowed(service) {
-        return problem.silent;
+pub fn error<F: Path>(ctx: &XdpContext, problem: Problem, transport: u32, service: u32, rest: u32) -> Reason {
+    let Some(head) = Frame::of(ctx).at(0, ETHERNET + F::HEADER) else { return Reason::Truncated };
+    let (kind, answered, silent) = problem.about::<F>();
+    if (matches!(problem, Problem::TooBig) && F::fragmentable(head)) || !allowed(service) {
+        return silent;
     }
-    if send_error(ctx, problem.kind, rest) { problem.answered } else { Reason::HelperFailed }
+    let rest = if rest > 0xffff { 0xffff } else { rest };
+    let quote = transport.wrapping_add(F::QUOTE as u32 - ETHERNET as u32);
+    if send_error::<F>(ctx, kind, rest.to_be(), quote) { answered } else { Reason::HelperFailed }
 }
 
-#[inline(never)]
-fn send_error(ctx: &XdpContext, kind: u16, rest: u32) -> bool {
-    let Some(head) = Frame::of(ctx).at(0, ETHERNET + IPV4) else { return false };
+#[inline(always)]
+fn send_error<F: Path>(ctx: &XdpContext, kind: u16, rest: u32, quote: u32) -> bool {
+    let Some(head) = Frame::of(ctx).at(0, ETHERNET + F::HEADER) else { return false };
     let macs = head.macs();
-    let addresses = head.load::<u64>(ETHERNET + ipv4::ADDRESSES);
-    let quote = (head.load::<u8>(ETHERNET) as u32 & 15) * 4 + 8;
-    if !helpers::truncate(ctx, ETHERNET as u32 + quote) || !helpers::adjust_head(ctx, -(OUTER as i32)) {
+    let (source, destination) = (F::source(head), F::destination(head));
+    let there = helpers::frame_length(ctx).wrapping_sub(ETHERNET as u32) & !3;
+    let quote = if quote > MOST_QUOTED { MOST_QUOTED } else { quote };
+    let quote = if quote > there { there } else { quote };
+    let room = F::HEADER + ICMP;
+    if !helpers::truncate(ctx, ETHERNET as u32 + quote) || !helpers::adjust_head(ctx, -(room as i32)) {
         return false;
     }
-    let Some(sum) = sum_quote(ctx, quote) else { return false };
-    let Some(answer) = Frame::of(ctx).at(0, ETHERNET + OUTER) else { return false };
+    let Some(sum) = sum_quote(ctx, ETHERNET + room, quote) else { return false };
+    let Some(answer) = Frame::of(ctx).at(0, ETHERNET + room) else { return false };
     answer.set_macs(macs.turned());
-    answer.store(12, TYPE_IPV4);
-    write_ipv4(answer, OUTER as u16 + quote as u16, PROTOCOL_ICMP, (addresses >> 32) as u32, addresses as u32);
-    answer.store(AT, kind);
-    answer.store(AT + 4, rest);
-    answer.store(AT + 2, !fold64(sum + kind as u64 + rest as u64));
+    answer.store(12, F::TYPE);
+    let length = (ICMP as u32 + quote) as u16;
+    F::write(answer, length, F::ICMP, destination, source);
+    let at = ETHERNET + F::HEADER;
+    answer.store(at, kind);
+    answer.store(at + 4, rest);
+    answer.store(at + 2, !fold64(sum + F::icmp_sum(destination, source, length) + kind as u64 + rest as u64));
     true
 }
 
-/// The sum of the `length` quoted bytes (a multiple of four, at most 68) behind the new headers.
+/// The sum of the `length` quoted bytes (a multiple of four) at `from`.
 #[inline(always)]
-fn sum_quote(ctx: &XdpContext, length: u32) -> Option<u64> {
+fn sum_quote(ctx: &XdpContext, from: usize, length: u32) -> Option<u64> {
     let frame = Frame::of(ctx);
     let mut sum = 0u64;
     let mut offset = 0;
-    while offset < 68 {
-        if offset < length as usize {
-            sum += frame.at(ETHERNET + OUTER + offset, 4)?.load::<u32>(0) as u64;
+    while offset < MOST_QUOTED {
+        if offset < length {
+            sum += frame.at(from + offset as usize, 4)?.load::<u32>(0) as u64;
         }
         offset += 4;
     }
@@ -139,18 +142,4 @@ fn allowed(service: u32) -> bool {
     }
     tokens.used += 1;
     tokens.used <= ANSWERS_PER_TICK
-}
-
-/// Writes a fresh IPv4 header without options: DF, no id (RFC 6864), checksum; addresses as they stand in the packet.
-#[inline(always)]
-pub fn write_ipv4(frame: Place, length: u16, protocol: u8, from: u32, to: u32) {
-    let first = u32::from_be_bytes([0x45, 0, (length >> 8) as u8, length as u8]).to_be();
-    let second = u32::from_be_bytes([0, 0, 0x40, 0]).to_be();
-    let third = u32::from_be_bytes([TTL, protocol, 0, 0]).to_be();
-    let sum = first as u64 + second as u64 + third as u64 + from as u64 + to as u64;
-    frame.store(ETHERNET, first);
-    frame.store(ETHERNET + 4, second);
-    frame.store(ETHERNET + 8, third);
-    frame.store(ETHERNET + ipv4::CHECKSUM, !fold64(sum));
-    frame.store(ETHERNET + ipv4::ADDRESSES, from as u64 | (to as u64) << 32);
 }

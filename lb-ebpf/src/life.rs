@@ -2,12 +2,12 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    flow::{Flow4, next_state, state, tcp},
+    flow::{Flow, next_state, state, tcp},
     maps::{Backend, backend_flag},
     reason::Reason,
 };
 
-use crate::{answer, helpers, maps, parse::Packet, records, table, table::Found};
+use crate::{helpers, maps, parse::Packet, path::Path, records, table::Found};
 
 /// What is to be done with a packet of a flow.
 pub enum Life {
@@ -21,32 +21,23 @@ pub enum Life {
 
 /// Takes a packet into its flow's life.
 #[inline(always)]
-pub fn step(ctx: &XdpContext, packet: &Packet, found: Found) -> Life {
-    let Some(flow) = table::record(found.record) else { return Life::Over };
+pub fn step<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: &mut Found<F>) -> Life {
     let now = helpers::now();
-    let seen = if found.from_backend { &mut flow.head.seen_backend } else { &mut flow.head.seen_client };
+    let head = &mut found.flow.head;
+    let seen = if found.from_backend { &mut head.seen_backend } else { &mut head.seen_client };
     if *seen != now {
-        if expired(found.record, now) {
+        if records::expired(head, now) {
+            F::release(found.index);
             return Life::Over;
         }
+        let seen = if found.from_backend { &mut head.seen_backend } else { &mut head.seen_client };
         *seen = now;
     }
-    if found.from_backend { from_backend(flow, packet) } else { from_client(ctx, flow, packet, found.record) }
-}
-
-/// Whether the flow's time is over; then its record is given up.
-#[inline(never)]
-fn expired(index: u32, now: u32) -> bool {
-    let Some(flow) = table::record(index) else { return true };
-    let over = records::expired(&flow.head, now);
-    if over {
-        records::release(index);
-    }
-    over
+    if found.from_backend { from_backend(found.flow, packet) } else { from_client(ctx, found, packet) }
 }
 
 #[inline(always)]
-fn from_backend(flow: &mut Flow4, packet: &Packet) -> Life {
+fn from_backend<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>) -> Life {
     let head = &mut flow.head;
     if packet.is_tcp() && (head.state != state::ESTABLISHED || packet.flags & (tcp::FIN | tcp::RST) != 0) {
         head.state = next_state(head.state, packet.flags, true, false);
@@ -55,24 +46,25 @@ fn from_backend(flow: &mut Flow4, packet: &Packet) -> Life {
 }
 
 #[inline(always)]
-fn from_client(ctx: &XdpContext, flow: &mut Flow4, packet: &Packet, index: u32) -> Life {
+fn from_client<F: Path>(ctx: &XdpContext, found: &mut Found<F>, packet: &Packet<F>) -> Life {
+    let flow = &mut *found.flow;
     let Some(backend) = maps::backends.get(flow.head.backend) else { return Life::Over };
     if flow.head.state == state::RESET || backend.flags & backend_flag::ATTENTION != 0 {
         match backend_gone(flow, backend, packet) {
             Gone::No => {}
             Gone::Over => {
-                records::release(index);
+                F::release(found.index);
                 return Life::Over;
             }
             Gone::Silent => return Life::Done(Reason::Abandoned),
-            Gone::Reset(reason) => return Life::Done(answer::reset(ctx, packet, reason)),
+            Gone::Reset(reason) => return Life::Done(F::reset(ctx, packet, reason)),
         }
     }
     let now = flow.head.state;
     if packet.is_tcp() && (now != state::ESTABLISHED || packet.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) {
         // Rule 11: a SYN on a connection that is closing begins a new one.
         if packet.is_syn() && now >= state::FIN_CLIENT {
-            records::release(index);
+            F::release(found.index);
             return Life::Over;
         }
         flow.head.state = next_state(now, packet.flags, false, false);
@@ -94,7 +86,7 @@ enum Gone {
 
 /// Rule 14: the flow's backend is down, in maintenance, or removed by force; or an operator flushed the flow.
 #[inline(always)]
-fn backend_gone(flow: &mut Flow4, backend: &Backend, packet: &Packet) -> Gone {
+fn backend_gone<F: Path>(flow: &mut Flow<F>, backend: &Backend, packet: &Packet<F>) -> Gone {
     let flags = backend.flags;
     let flushed = flow.head.state == state::RESET;
     if !packet.is_tcp() {

@@ -11,6 +11,8 @@
 //!                  -> count: one verdict, one reason, counted once, here
 //! ```
 //!
+//! Every step is written once, generic over the address family; [`path`] says what differs, [`ipv4`] and [`ipv6`] how,
+//! and [`once`] what the verifier need not walk through again for every caller.
 //! [`maps`] has every map in one place; [`helpers`] every raw kernel call; [`atomic`] the one instruction that Rust
 //! lacks on this target. The contract with user space (layouts, states, reasons) is the crate `lb_common`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -34,10 +36,14 @@ mod create;
 mod forward;
 mod helpers;
 mod icmp;
+mod ipv4;
+mod ipv6;
 mod life;
 mod maps;
+mod once;
 mod packet;
 mod parse;
+mod path;
 mod pipeline;
 mod ports;
 mod records;

@@ -8,11 +8,14 @@ use aya_ebpf::{
 };
 use lb_common::{
     Be32,
+    family::{V4, V6},
     flow::{Bucket, Flow4, Flow6},
     hash::Seeded,
     maps as contract,
     reason::{REASONS, Reason},
 };
+
+use crate::parse::Packet;
 
 /// `BPF_F_MMAPABLE`: the control plane maps the array into its memory.
 const MAPPED: u32 = 1 << 10;
@@ -58,38 +61,38 @@ pub static traffic: PerCpuArray<contract::Traffic> = PerCpuArray::with_max_entri
 #[map]
 pub static refusals: PerCpuArray<contract::Refusals> = PerCpuArray::with_max_entries(contract::SERVICES, 0);
 #[map]
-pub static cursor: PerCpuArray<contract::Cursor> = PerCpuArray::with_max_entries(1, 0);
+pub static cursor: PerCpuArray<contract::Cursor> = PerCpuArray::with_max_entries(contract::CURSORS, 0);
 #[map]
 pub static port_cursor: PerCpuArray<contract::PortCursor> = PerCpuArray::with_max_entries(contract::BACKENDS, 0);
 #[map]
 pub static icmp_tokens: Array<contract::Bucket> = Array::with_max_entries(contract::SERVICES, MAPPED);
+
+/// Not pinned: nothing in it outlives a packet.
+#[map]
+pub static parked4: PerCpuArray<Packet<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static parked6: PerCpuArray<Packet<V6>> = PerCpuArray::with_max_entries(1, 0);
 
 /// Seed of the flow index; set when the program is loaded, from `settings`.
 #[unsafe(no_mangle)]
 static HASH_SEED: Global<u64> = Global::new(0);
 /// Elements of `flows4`; set when the program is loaded.
 #[unsafe(no_mangle)]
-static MAX_FLOWS: Global<u32> = Global::new(contract::DEFAULT_MAX_FLOWS);
+pub static MAX_FLOWS: Global<u32> = Global::new(contract::DEFAULT_MAX_FLOWS);
 /// Elements of `index4` less one; set when the program is loaded.
 #[unsafe(no_mangle)]
-static INDEX_MASK: Global<u32> = Global::new(contract::buckets_for(contract::DEFAULT_MAX_FLOWS) - 1);
+pub static INDEX_MASK: Global<u32> = Global::new(contract::buckets_for(contract::DEFAULT_MAX_FLOWS) - 1);
+/// Elements of `flows6`; set when the program is loaded.
+#[unsafe(no_mangle)]
+pub static MAX_FLOWS6: Global<u32> = Global::new(1);
+/// Elements of `index6` less one; set when the program is loaded.
+#[unsafe(no_mangle)]
+pub static INDEX_MASK6: Global<u32> = Global::new(0);
 
 /// The hash of the flow index.
 #[inline(always)]
 pub fn seeded() -> Seeded {
     Seeded(HASH_SEED.load())
-}
-
-/// Elements of `flows4`, at least 1.
-#[inline(always)]
-pub fn max_flows() -> u32 {
-    MAX_FLOWS.load()
-}
-
-/// Elements of `index4` less one.
-#[inline(always)]
-pub fn index_mask() -> u32 {
-    INDEX_MASK.load()
 }
 
 /// Counts a packet under its reason.

@@ -104,6 +104,8 @@ const _: () = assert!(core::mem::offset_of!(Tail, ethernet) % 4 == 0 && align_of
 pub const ETHERNET: usize = network_types::eth::EthHdr::LEN;
 /// Bytes of an IPv4 header without options.
 pub const IPV4: usize = network_types::ip::Ipv4Hdr::LEN;
+/// Bytes of an IPv6 header.
+pub const IPV6: usize = network_types::ip::Ipv6Hdr::LEN;
 /// Bytes of a TCP header without options.
 pub const TCP: usize = network_types::tcp::TcpHdr::LEN;
 /// Bytes of a UDP header.
@@ -115,6 +117,7 @@ pub const TYPE_IPV4: u16 = 0x0800_u16.to_be();
 pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 pub const PROTOCOL_UDP: u8 = 17;
+pub const PROTOCOL_ICMP6: u8 = 58;
 
 /// Offsets in an IPv4 header (RFC 791, section 3.1).
 pub mod ipv4 {
@@ -130,6 +133,17 @@ pub mod ipv4 {
     pub const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
     /// "More fragments" and the offset, as they stand in the packet.
     pub const FRAGMENTED: u16 = 0x3fff_u16.to_be();
+}
+
+/// Offsets in an IPv6 header (RFC 8200, section 3).
+pub mod ipv6 {
+    pub const PAYLOAD_LENGTH: usize = 4;
+    pub const NEXT_HEADER: usize = 6;
+    pub const HOP_LIMIT: usize = 7;
+    pub const SOURCE: usize = 8;
+    pub const DESTINATION: usize = 24;
+    /// "More fragments" and the offset in a fragment header's second word, as they stand in the packet.
+    pub const FRAGMENTED: u16 = 0xfff9_u16.to_be();
 }
 
 /// Offsets in a TCP header (RFC 9293, section 3.1).

@@ -1,44 +1,62 @@
 //! The steps of a packet's life, in order.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::reason::Reason;
+use lb_common::{
+    family::{V4, V6},
+    reason::Reason,
+};
 
 use crate::{
-    forward, icmp,
+    forward,
     life::{self, Life},
-    maps,
-    parse::{Packet, Parsed, parse},
-    service,
-    table::{self, Found},
+    packet::{ETHERNET, Frame},
+    parse::{Parsed, parse},
+    path::Path,
+    table::Found,
 };
 
 /// Takes a frame through all steps and says what became of it.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Reason {
-    match parse(ctx) {
-        Parsed::Flow(packet) => flow(ctx, &packet),
-        Parsed::Icmp => icmp::receive(ctx),
-        Parsed::Done(reason) => reason,
+    let Some(ethernet) = Frame::of(ctx).at(0, ETHERNET) else { return Reason::NotOurs };
+    let kind = ethernet.load::<u16>(12);
+    if kind == V4::TYPE {
+        return steps::<V4>(ctx);
     }
+    if kind == V6::TYPE { steps::<V6>(ctx) } else { Reason::NotOurs }
 }
 
 #[inline(always)]
-fn flow(ctx: &XdpContext, packet: &Packet) -> Reason {
-    let words = packet.tuple.words();
-    let known = match table::find(words, maps::seeded().hash(words)) {
-        Some(found) => match life::step(ctx, packet, found) {
-            Life::Goes => Some(found),
-            Life::Over => None,
-            Life::Done(reason) => return reason,
-        },
-        None => None,
+fn steps<F: Path>(ctx: &XdpContext) -> Reason {
+    if let Some(reason) = F::known(ctx) {
+        return reason;
+    }
+    let Some(packet) = F::MAPS.parked.get_ptr(0) else { return Reason::HelperFailed };
+    // SAFETY: this CPU's own element, which `known` has just written.
+    match F::begin(ctx, unsafe { &*packet }) {
+        Some(reason) => reason,
+        None => F::known(ctx).unwrap_or(Reason::Contended),
+    }
+}
+
+/// Everything but a new flow: `None` if the packet has no flow yet. It is parked then.
+#[inline(always)]
+pub fn known<F: Path>(ctx: &XdpContext) -> Option<Reason> {
+    let packet = match parse::<F>(ctx) {
+        Parsed::Flow(packet) => packet,
+        Parsed::Icmp(at) => return Some(F::receive(ctx, at)),
+        Parsed::Done(reason) => return Some(reason),
     };
-    let found = match known {
-        Some(found) => found,
-        None => match service::begin(ctx, packet) {
-            Ok(record) => Found { record, from_backend: false },
-            Err(reason) => return reason,
-        },
-    };
-    forward::forward(ctx, packet, found)
+    if let Some(mut found) = Found::new(&packet.tuple) {
+        match life::step(ctx, &packet, &mut found) {
+            Life::Goes => return Some(forward::forward(ctx, &packet, found)),
+            Life::Over => {}
+            Life::Done(reason) => return Some(reason),
+        }
+    }
+    if let Some(parked) = F::MAPS.parked.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
+        unsafe { *parked = packet };
+    }
+    None
 }

@@ -6,12 +6,12 @@
 //! never got beyond the handshake. Only when every port carries an established flow is there none (rule 2).
 
 use lb_common::{
-    Be16, Be32,
-    flow::{Tuple4, state},
+    Be16,
+    flow::{Head, Tuple, state},
     hash::below,
 };
 
-use crate::{helpers, maps, records, table};
+use crate::{helpers, maps, path::Path, records, table::Found};
 
 /// Ports that are looked at for every new flow.
 const WINDOW: u32 = 16;
@@ -26,75 +26,82 @@ const NONE: u32 = 3;
 
 /// A search for a port; `tuple` is what the backend's packets would carry.
 #[repr(C)]
-struct Search {
-    tuple: Tuple4,
-    best: Tuple4,
+struct Search<F: Path> {
+    tuple: Tuple<F>,
     now: u32,
     start: u32,
     addresses: u32,
     ports: u32,
     first_address: u32,
+    /// The best round so far, how good its port is, how long that was idle, and who holds it.
+    best: u32,
     class: u32,
     idle: u32,
     holder: u32,
     looked: u32,
 }
 
-impl Search {
-    /// Looks at one port; true when the search is over.
+impl<F: Path> Search<F> {
+    /// Puts the address and port of a round into the tuple. False: there is none.
     #[inline(always)]
-    fn look(&mut self, round: u32) -> bool {
-        self.looked = round + 1;
+    fn aim(&mut self, round: u32) -> bool {
         let place = self.start.wrapping_add(round);
         let (Some(port), Some(turn)) = (place.checked_rem(self.ports), place.checked_div(self.ports)) else {
-            return true;
+            return false;
         };
-        let Some(address) = turn.checked_rem(self.addresses) else { return true };
+        let Some(address) = turn.checked_rem(self.addresses) else { return false };
         let (Some(port), Some(address)) = (maps::nat_ports.get(port), maps::snat.get(self.first_address + address))
         else {
             return false;
         };
-        self.tuple.destination = address[0];
+        self.tuple.destination = F::address(address);
         self.tuple.destination_port = Be16::new(*port);
-        let words = self.tuple.words();
-        let (class, idle, holder) = match table::find(words, maps::seeded().hash(words)) {
+        true
+    }
+
+    /// Looks at one port; true when the search is over.
+    #[inline(always)]
+    fn look(&mut self, round: u32) -> bool {
+        self.looked = round + 1;
+        if !self.aim(round) {
+            return true;
+        }
+        let (class, idle, holder) = match Found::new(&self.tuple) {
             None => (FREE, 0, 0),
-            Some(found) => held(found.record, self.now),
+            Some(found) => {
+                let (class, idle) = held(&found.flow.head, self.now);
+                (class, idle, found.index)
+            }
         };
         if class < self.class || (class == self.class && class != NONE && idle > self.idle) {
-            self.best = self.tuple;
-            (self.class, self.idle, self.holder) = (class, idle, holder);
+            (self.best, self.class, self.idle, self.holder) = (round, class, idle, holder);
         }
         class == FREE || (round >= WINDOW && self.class < NONE)
     }
 }
 
-/// How good a port is that a flow holds.
+/// How good a port is that a flow holds, and how long the flow was idle.
 #[inline(always)]
-fn held(index: u32, now: u32) -> (u32, u32, u32) {
-    let Some(flow) = table::record(index) else { return (NONE, 0, 0) };
-    let idle = flow.head.idle(now);
-    let class = match flow.head.state {
+fn held(head: &Head, now: u32) -> (u32, u32) {
+    let class = match head.state {
         state::CLOSED => CLOSED,
-        _ if records::expired(&flow.head, now) => CLOSED,
+        _ if records::expired(head, now) => CLOSED,
         state::SYN | state::SYN_ACK => HANDSHAKE,
         _ => NONE,
     };
-    (class, idle, index)
+    (class, head.idle(now))
 }
 
-extern "C" fn look(round: u32, search: *mut Search) -> u64 {
+extern "C" fn look<F: Path>(round: u32, search: *mut Search<F>) -> u64 {
     // SAFETY: bpf_loop hands back the pointer that it was given, to an object of the caller's that is still there.
     u64::from(unsafe { (*search).look(round) })
 }
 
 /// Finds the tuple that the replies of a new flow to backend `id` shall carry, into `tuple`; whoever holds it and is
 /// over gives it up. 0: every port carries a live flow.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn allocate(id: u32, protocol: u32, tuple: *mut Tuple4) -> u32 {
-    // SAFETY: null or a tuple of the caller's; the verifier checks both this function and its callers.
-    let (Some(tuple), Some(backend)) = (unsafe { tuple.as_mut() }, maps::backends.get(id)) else { return 0 };
+#[inline(always)]
+pub fn allocate<F: Path>(id: u32, protocol: u32, tuple: &mut Tuple<F>) -> u32 {
+    let Some(backend) = maps::backends.get(id) else { return 0 };
     let (Some(cursor), Some(settings)) = (maps::port_cursor.get_ptr_mut(id), maps::settings.get(0)) else { return 0 };
     // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
     let cursor = unsafe { &mut *cursor };
@@ -104,38 +111,35 @@ pub extern "C" fn allocate(id: u32, protocol: u32, tuple: *mut Tuple4) -> u32 {
     }
     let now = helpers::now();
     let total = addresses.wrapping_mul(ports);
-    let start = cursor.next.wrapping_add(below(helpers::cpu().wrapping_mul(0x9e37_79b1), total));
-    let mut search = Search {
-        tuple: Tuple4 {
-            source: backend.address[0],
+    let mut search = Search::<F> {
+        tuple: Tuple {
+            source: F::address(&backend.address),
             source_port: backend.port,
-            destination: Be32(0),
-            destination_port: Be16(0),
             protocol: protocol as u8,
-            pad: [0; 3],
+            ..Tuple::default()
         },
-        best: Tuple4::default(),
         now,
-        start,
+        start: cursor.next.wrapping_add(below(helpers::cpu().wrapping_mul(0x9e37_79b1), total)),
         addresses,
         ports,
         first_address: backend.snat,
+        best: 0,
         class: NONE,
         idle: 0,
         holder: 0,
         looked: 0,
     };
     let most = if cursor.exhausted == now { WINDOW } else { SEARCH };
-    helpers::repeat(if total < most { total } else { most }, look, &mut search);
+    helpers::repeat(if total < most { total } else { most }, look::<F>, &mut search);
     let next = cursor.next.wrapping_add(search.looked);
     cursor.next = if next >= total { 0 } else { next };
-    if search.class == NONE {
+    if search.class == NONE || !search.aim(search.best) {
         cursor.exhausted = now;
         return 0;
     }
     if search.class != FREE {
-        records::release(search.holder);
+        F::release(search.holder);
     }
-    *tuple = search.best;
+    *tuple = search.tuple;
     1
 }

@@ -5,12 +5,14 @@
 //! the handshake. Only when none of a few is any of these, many are looked at, and an established flow is taken if it
 //! has long been idle (rule 16). So the data path lives for ever without a daemon, and a flood of SYNs eats its own.
 
+use core::marker::PhantomData;
+
 use lb_common::{
     clock,
-    flow::{Flow4, Head, state},
+    flow::{Flow, Head, state},
 };
 
-use crate::{atomic, helpers, maps, table};
+use crate::{atomic, helpers, maps, path::Path, table};
 
 /// Places that are looked at for every new flow.
 const WINDOW: u32 = 8;
@@ -59,7 +61,8 @@ fn class(head: &Head, now: u32) -> (Class, u32) {
 
 /// What a search knows: how good the best place is, and which.
 #[repr(C)]
-struct Search {
+struct Search<F> {
+    family: PhantomData<F>,
     now: u32,
     hand: u32,
     best: u32,
@@ -69,13 +72,13 @@ struct Search {
     looked: u32,
 }
 
-impl Search {
+impl<F: Path> Search<F> {
     /// Looks at one place; true when the search is over.
     #[inline(always)]
     fn look(&mut self, round: u32) -> bool {
         self.looked = round + 1;
-        let Some(index) = self.hand.wrapping_add(round).checked_rem(maps::max_flows()) else { return true };
-        let Some(flow) = table::record(index) else { return false };
+        let Some(index) = self.hand.wrapping_add(round).checked_rem(F::max_flows()) else { return true };
+        let Some(flow) = table::record::<F>(index) else { return false };
         let seq = table::read(&flow.head.seq);
         if seq & 1 != 0 {
             return false;
@@ -88,7 +91,7 @@ impl Search {
     }
 }
 
-extern "C" fn look(round: u32, search: *mut Search) -> u64 {
+extern "C" fn look<F: Path>(round: u32, search: *mut Search<F>) -> u64 {
     // SAFETY: bpf_loop hands back the pointer that it was given, to an object of the caller's that is still there.
     u64::from(unsafe { (*search).look(round) })
 }
@@ -97,28 +100,36 @@ extern "C" fn look(round: u32, search: *mut Search) -> u64 {
 pub const NO_RECORD: u32 = u32::MAX;
 
 /// Takes a record for a new flow: gives its number; its sequence is odd, and it is out of the index.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn claim() -> u32 {
+#[inline(always)]
+pub fn claim<F: Path>() -> u32 {
     let now = helpers::now();
-    let Some(hand) = maps::cursor.get_ptr_mut(0) else { return NO_RECORD };
+    let Some(hand) = maps::cursor.get_ptr_mut(F::MAPS.cursor) else { return NO_RECORD };
     // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
     let hand = unsafe { &mut *hand };
     let start = hand.hand.wrapping_add(helpers::cpu().wrapping_mul(0x9e37_79b1));
-    let mut search = Search { now, hand: start, best: 0, seq: 0, class: Class::Live as u32, idle: 0, looked: 0 };
-    helpers::repeat(if hand.exhausted == now { WINDOW } else { SEARCH }, look, &mut search);
+    let mut search = Search::<F> {
+        family: PhantomData,
+        now,
+        hand: start,
+        best: 0,
+        seq: 0,
+        class: Class::Live as u32,
+        idle: 0,
+        looked: 0,
+    };
+    helpers::repeat(if hand.exhausted == now { WINDOW } else { SEARCH }, look::<F>, &mut search);
     hand.hand = hand.hand.wrapping_add(search.looked);
     if search.class == Class::Live as u32 {
         hand.exhausted = now;
         return NO_RECORD;
     }
-    if take(search.best, search.seq) { search.best } else { NO_RECORD }
+    if take::<F>(search.best, search.seq) { search.best } else { NO_RECORD }
 }
 
 /// Makes a record this CPU's: sequence odd, entries out of the index. False: another CPU was faster.
 #[inline(always)]
-fn take(index: u32, seq: u32) -> bool {
-    let Some(flow) = table::record(index) else { return false };
+fn take<F: Path>(index: u32, seq: u32) -> bool {
+    let Some(flow) = table::record::<F>(index) else { return false };
     // SAFETY: an aligned word of a map's value.
     if unsafe { atomic::compare_and_swap(&raw mut flow.head.seq, seq, seq.wrapping_add(1)) } != seq {
         return false;
@@ -131,19 +142,18 @@ fn take(index: u32, seq: u32) -> bool {
 
 /// Takes both entries of a record out of the index.
 #[inline(always)]
-pub fn forget(flow: &mut Flow4, index: u32) {
-    table::remove(flow.tail.slot_client, index);
-    table::remove(flow.tail.slot_backend, index);
+pub fn forget<F: Path>(flow: &mut Flow<F>, index: u32) {
+    table::remove::<F>(flow.tail.slot_client, index);
+    table::remove::<F>(flow.tail.slot_backend, index);
     flow.head.state = state::FREE;
 }
 
 /// Gives a record up: its flow is over, its tuple and its port are free. 0: another CPU was faster.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn release(index: u32) -> u32 {
-    let Some(flow) = table::record(index) else { return 0 };
+#[inline(always)]
+pub fn release<F: Path>(index: u32) -> u32 {
+    let Some(flow) = table::record::<F>(index) else { return 0 };
     let seq = table::read(&flow.head.seq);
-    if seq & 1 != 0 || !take(index, seq) {
+    if seq & 1 != 0 || !take::<F>(index, seq) {
         return 0;
     }
     publish(flow);
@@ -152,7 +162,7 @@ pub extern "C" fn release(index: u32) -> u32 {
 
 /// Makes a record's sequence even: readers may trust it from now on.
 #[inline(always)]
-pub fn publish(flow: &mut Flow4) {
+pub fn publish<F: Path>(flow: &mut Flow<F>) {
     let seq = &raw mut flow.head.seq;
     // SAFETY: an aligned word of a map's value, this CPU's while it is odd. The compare-and-swap orders what was
     // written before it.

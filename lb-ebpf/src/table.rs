@@ -4,27 +4,48 @@
 //! Entries are put in by compare-and-swap, and looked for again afterwards, so that two CPUs never keep two entries
 //! for one tuple.
 
-use lb_common::flow::{BUCKET_ENTRIES, Bucket, Flow4, NO_SLOT, OVERFLOWED, Tuple4, entry};
+use lb_common::flow::{BUCKET_ENTRIES, Bucket, Flow, NO_SLOT, OVERFLOWED, Tuple, entry};
 
-use crate::{atomic, maps};
+use crate::{atomic, maps, path::Path};
 
+/// No record's number.
+const NOBODY: u32 = u32::MAX;
 /// Words of a bucket, the overflow mark included.
 const WORDS: u32 = BUCKET_ENTRIES + 1;
 
 /// A found flow.
-#[derive(Clone, Copy)]
-pub struct Found {
+pub struct Found<F: Path> {
+    /// Its record.
+    pub flow: &'static mut Flow<F>,
     /// Index of its record.
-    pub record: u32,
+    pub index: u32,
+    /// The record's sequence before its tuple was compared: as long as it stands there, the record is this flow's.
+    pub seq: u32,
     /// Whether the tuple is that of the backend's packets.
     pub from_backend: bool,
 }
 
+impl<F: Path> Found<F> {
+    /// Finds the flow whose packets carry this tuple.
+    #[inline(always)]
+    pub fn new(tuple: &Tuple<F>) -> Option<Self> {
+        let found = F::find(tuple, NOBODY);
+        let word = found as u32;
+        let flow = if word == 0 { None } else { record(entry::record(word)) };
+        flow.map(|flow| Self {
+            flow,
+            index: entry::record(word),
+            seq: (found >> 32) as u32,
+            from_backend: word & entry::FROM_BACKEND != 0,
+        })
+    }
+}
+
 /// The record at an index.
 #[inline(always)]
-pub fn record(index: u32) -> Option<&'static mut Flow4> {
+pub fn record<F: Path>(index: u32) -> Option<&'static mut Flow<F>> {
     // SAFETY: the pointer is a map value's and lives as long as the program; who writes what is said in lb_common::flow.
-    maps::flows4.get_ptr_mut(index).map(|flow| unsafe { &mut *flow })
+    F::MAPS.flows.get_ptr_mut(index).map(|flow| unsafe { &mut *flow })
 }
 
 /// Reads a word that another CPU may be writing.
@@ -34,28 +55,28 @@ pub fn read(word: &u32) -> u32 {
     unsafe { core::ptr::from_ref(word).read_volatile() }
 }
 
-/// Finds the flow whose packets carry this tuple.
+/// Finds the flow whose packets carry this tuple: its entry in the index without the tag, and above it the sequence
+/// that its record had; 0 if there is none. Record `except` is not looked at.
 #[inline(always)]
-pub fn find(words: [u64; 2], hash: u64) -> Option<Found> {
-    let (first, second) = entry::buckets(hash, maps::index_mask());
-    let bucket = maps::index4.get(first)?;
-    let found = search(bucket, words, hash, u32::MAX);
-    if found.is_some() || read(&bucket.words[BUCKET_ENTRIES as usize]) != OVERFLOWED {
+pub fn find<F: Path>(tuple: &Tuple<F>, except: u32) -> u64 {
+    let hash = tuple.hash(maps::seeded());
+    let (first, second) = entry::buckets(hash, F::index_mask());
+    let Some(bucket) = F::MAPS.index.get(first) else { return 0 };
+    let found = search(bucket, tuple, hash, except);
+    if found != 0 || !overflowed(bucket) {
         return found;
     }
-    search(maps::index4.get(second)?, words, hash, u32::MAX)
+    F::MAPS.index.get(second).map_or(0, |bucket| search(bucket, tuple, hash, except))
 }
 
-/// Whether a record other than `mine` carries this tuple.
+/// Whether entries that belong into this bucket may stand in their second one.
 #[inline(always)]
-fn twin(words: [u64; 2], hash: u64, mine: u32) -> bool {
-    let (first, second) = entry::buckets(hash, maps::index_mask());
-    let other = |index| maps::index4.get(index).is_some_and(|bucket| search(bucket, words, hash, mine).is_some());
-    other(first) || other(second)
+fn overflowed(bucket: &Bucket) -> bool {
+    read(&bucket.words[BUCKET_ENTRIES as usize]) == OVERFLOWED
 }
 
 #[inline(always)]
-fn search(bucket: &Bucket, words: [u64; 2], hash: u64, except: u32) -> Option<Found> {
+fn search<F: Path>(bucket: &Bucket, tuple: &Tuple<F>, hash: u64, except: u32) -> u64 {
     let tag = entry::tag(hash);
     let mut position = 0;
     while position < BUCKET_ENTRIES as usize {
@@ -65,46 +86,43 @@ fn search(bucket: &Bucket, words: [u64; 2], hash: u64, except: u32) -> Option<Fo
             continue;
         }
         let index = entry::record(word);
-        let Some(flow) = record(index) else { continue };
-        let from_backend = word & entry::FROM_BACKEND != 0;
-        let theirs = if from_backend { flow.backend.words() } else { flow.client.words() };
-        if theirs[0] == words[0] && theirs[1] == words[1] && index != except {
-            return Some(Found { record: index, from_backend });
+        let Some(flow) = record::<F>(index) else { continue };
+        let seq = read(&flow.head.seq);
+        let theirs = if word & entry::FROM_BACKEND != 0 { &flow.backend } else { &flow.client };
+        if theirs.is(tuple) && index != except {
+            return (seq as u64) << 32 | (word & ((1 << entry::TAG_SHIFT) - 1)) as u64;
         }
     }
-    None
+    0
 }
 
-/// Puts an entry for `tuple` into the index. `None`: no room, or another record has the same tuple.
+/// Puts an entry for `tuple` into the index. [`NO_SLOT`]: no room, or another record has the same tuple.
 ///
 /// The record must already carry the tuple.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn insert(tuple: *const Tuple4, direction: u32, index: u32) -> u32 {
-    // SAFETY: null or a tuple; the verifier checks both this function and its callers.
-    let Some(tuple) = (unsafe { tuple.as_ref() }) else { return NO_SLOT };
-    let words = tuple.words();
-    let hash = maps::seeded().hash(words);
-    let (first, second) = entry::buckets(hash, maps::index_mask());
+#[inline(always)]
+pub fn insert<F: Path>(tuple: &Tuple<F>, direction: u32, index: u32) -> u32 {
+    let hash = tuple.hash(maps::seeded());
+    let (first, second) = entry::buckets(hash, F::index_mask());
     let new = entry::new(hash, direction, index);
-    let mut slot = place(first, new);
+    let mut slot = place::<F>(first, new);
     if slot == NO_SLOT {
-        if let Some(bucket) = maps::index4.get_ptr_mut(first) {
+        if let Some(bucket) = F::MAPS.index.get_ptr_mut(first) {
             // SAFETY: a map value's word; every writer writes the same.
             unsafe { (&raw mut (*bucket).words[BUCKET_ENTRIES as usize]).write_volatile(OVERFLOWED) };
         }
-        slot = place(second, new);
+        slot = place::<F>(second, new);
     }
-    if slot != NO_SLOT && twin(words, hash, index) {
-        remove(slot, index);
+    // Whoever else has the tuple put it into the first bucket, or found that full as it was.
+    if slot != NO_SLOT && F::find(tuple, index) != 0 {
+        remove::<F>(slot, index);
         return NO_SLOT;
     }
     slot
 }
 
 #[inline(always)]
-fn place(index: u32, new: u32) -> u32 {
-    let Some(bucket) = maps::index4.get_ptr_mut(index) else { return NO_SLOT };
+fn place<F: Path>(index: u32, new: u32) -> u32 {
+    let Some(bucket) = F::MAPS.index.get_ptr_mut(index) else { return NO_SLOT };
     let mut position = 0;
     while position < BUCKET_ENTRIES {
         // SAFETY: inside the map's value; the position is below the number of words.
@@ -120,11 +138,11 @@ fn place(index: u32, new: u32) -> u32 {
 
 /// Takes a record's entry out of the index.
 #[inline(always)]
-pub fn remove(slot: u32, index: u32) {
+pub fn remove<F: Path>(slot: u32, index: u32) {
     if slot == NO_SLOT {
         return;
     }
-    let Some(bucket) = maps::index4.get_ptr_mut(slot / WORDS) else { return };
+    let Some(bucket) = F::MAPS.index.get_ptr_mut(slot / WORDS) else { return };
     // SAFETY: inside the map's value; the position is masked to the number of words.
     let word = unsafe { &raw mut (*bucket).words[(slot % WORDS) as usize] };
     // SAFETY: as above.

@@ -263,9 +263,8 @@ impl Daemon {
         let flows = self.plane.flows();
         let (mut ids, mut vips) = (BTreeSet::new(), BTreeSet::new());
         for flow in flows.live(dataplane::now()) {
-            ids.insert(flow.record.head.backend);
-            let vip = flow.record.client;
-            vips.insert((IpAddr::from(vip.destination.get().to_be_bytes()), vip.destination_port.get()));
+            ids.insert(flow.head.backend);
+            vips.insert((flow.client.to.ip(), flow.client.to.port()));
         }
         let observed = &mut self.observed;
         let over: Vec<_> = observed

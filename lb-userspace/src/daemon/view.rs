@@ -1,7 +1,5 @@
 //! What the daemon answers to questions.
 
-use std::net::{IpAddr, SocketAddr};
-
 use lb_common::{
     LAYOUT_VERSION, clock,
     flow::state,
@@ -149,24 +147,20 @@ impl Daemon {
     }
 
     fn conn(&self, flow: &Flow) -> Conn {
-        let (record, now) = (&flow.record, dataplane::now());
-        let place = |address: lb_common::Be32, port: lb_common::Be16| {
-            SocketAddr::new(IpAddr::from(address.get().to_be_bytes()), port.get())
-        };
-        let (client, backend) = (record.client, record.backend);
+        let now = dataplane::now();
         let names = self.observed.service_ids.iter();
-        let service = names.filter(|(_, id)| **id == record.head.service).map(|(name, _)| name.clone()).next();
+        let service = names.filter(|(_, id)| **id == flow.head.service).map(|(name, _)| name.clone()).next();
         Conn {
-            proto: if client.protocol == 6 { "tcp" } else { "udp" }.to_owned(),
-            client: place(client.source, client.source_port),
-            vip: place(client.destination, client.destination_port),
-            backend: place(backend.source, backend.source_port),
-            snat: place(backend.destination, backend.destination_port),
+            proto: if flow.protocol == 6 { "tcp" } else { "udp" }.to_owned(),
+            client: flow.client.from,
+            vip: flow.client.to,
+            backend: flow.backend.from,
+            snat: flow.backend.to,
             service: service.unwrap_or_default(),
-            state: state::name(record.head.state).to_owned(),
-            idle_s: clock::millis(record.head.idle(now)) / 1000,
-            age_s: clock::millis(clock::since(now, record.head.created)) / 1000,
-            packets: Both { inward: record.tail.packets_in, out: record.tail.packets_out },
+            state: state::name(flow.head.state).to_owned(),
+            idle_s: clock::millis(flow.head.idle(now)) / 1000,
+            age_s: clock::millis(clock::since(now, flow.head.created)) / 1000,
+            packets: Both { inward: flow.tail.packets_in, out: flow.tail.packets_out },
         }
     }
 }

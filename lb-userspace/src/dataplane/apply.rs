@@ -5,7 +5,12 @@
 
 use std::{collections::BTreeMap, mem::offset_of, net::IpAddr, time::Instant};
 
-use lb_common::maps::{self, Service};
+use aya::maps::{HashMap, MapData, MapError};
+use lb_common::{
+    Be32,
+    family::{Family, V4, V6},
+    maps::{self, Service, Vip, VipKey},
+};
 
 use super::{DataPlane, Plain, Recovered};
 use crate::{Error, Result, error::Context as _, reconcile::Tables};
@@ -117,12 +122,8 @@ impl DataPlane {
     }
 
     fn apply_vips(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {
-        for (key, vip) in &tables.vips4 {
-            if self.applied.vips4.get(key) != Some(vip) {
-                self.vips4.insert(Plain(*key), Plain(*vip), 0).context("write the map 'vips4'")?;
-                done.writes += 1;
-            }
-        }
+        done.writes += insert(&mut self.vips4, &self.applied.vips4, &tables.vips4)?;
+        done.writes += insert(&mut self.vips6, &self.applied.vips6, &tables.vips6)?;
         Ok(())
     }
 
@@ -131,11 +132,8 @@ impl DataPlane {
         let mut addresses = vec![0u64; maps::BITMAP_WORDS as usize];
         for address in &tables.filter {
             let bit = match address {
-                IpAddr::V4(v4) => maps::filter_bit(lb_common::Be32::new(v4.to_bits())),
-                IpAddr::V6(v6) => {
-                    let word = |at: usize| lb_common::Be32::new((v6.to_bits() >> (96 - 32 * at)) as u32);
-                    maps::filter_bit6([word(0), word(1), word(2), word(3)])
-                }
+                IpAddr::V4(v4) => V4::filter_bit(Be32::new(v4.to_bits())),
+                IpAddr::V6(v6) => V6::filter_bit(crate::reconcile::words_of(*v6)),
             };
             addresses[(bit >> 6) as usize] |= 1 << (bit & 63);
         }
@@ -153,13 +151,8 @@ impl DataPlane {
 
     /// Takes away what is no longer wanted; the filter has forgotten it already.
     fn forget_removed(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {
-        let gone: Vec<_> = self.applied.vips4.keys().filter(|key| !tables.vips4.contains_key(key)).copied().collect();
-        for key in gone {
-            match self.vips4.remove(&Plain(key)) {
-                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => done.writes += 1,
-                Err(error) => return Err(Error::failed(format!("remove from the map 'vips4': {error}"))),
-            }
-        }
+        done.writes += remove(&mut self.vips4, &self.applied.vips4, &tables.vips4)?;
+        done.writes += remove(&mut self.vips6, &self.applied.vips6, &tables.vips6)?;
         for id in self.applied.services.keys().filter(|id| !tables.services.contains_key(id)) {
             let standing = self.services.read(*id);
             self.services.write_word(*id, offset_of!(Service, table), 0);
@@ -183,11 +176,39 @@ impl DataPlane {
         Tables {
             slots: slots.collect(),
             vips4: recovered.vips4,
+            vips6: recovered.vips6,
             services: recovered.services,
             backends: recovered.backends,
             ..Tables::default()
         }
     }
+}
+
+/// VIPs of one family, as `Tables` has them.
+type Vips<F> = BTreeMap<VipKey<F>, Vip>;
+/// VIPs of one family, as the kernel has them.
+type VipMap<F> = HashMap<MapData, Plain<VipKey<F>>, Plain<Vip>>;
+
+/// Writes the VIPs that are new or say something else; gives how many.
+fn insert<F: Family>(map: &mut VipMap<F>, standing: &Vips<F>, wanted: &Vips<F>) -> Result<usize> {
+    let new: Vec<_> = wanted.iter().filter(|(key, vip)| standing.get(key) != Some(vip)).collect();
+    for (key, vip) in &new {
+        let name = F::VERSION;
+        map.insert(Plain(**key), Plain(**vip), 0).context(format!("write the map 'vips{name}'"))?;
+    }
+    Ok(new.len())
+}
+
+/// Removes the VIPs that are no longer wanted; gives how many.
+fn remove<F: Family>(map: &mut VipMap<F>, standing: &Vips<F>, wanted: &Vips<F>) -> Result<usize> {
+    let gone: Vec<_> = standing.keys().filter(|key| !wanted.contains_key(key)).collect();
+    for key in &gone {
+        match map.remove(&Plain(**key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(Error::failed(format!("remove from the map 'vips{}': {error}", F::VERSION))),
+        }
+    }
+    Ok(gone.len())
 }
 
 /// Writes an element if something else stands there; 1 if it was written.

@@ -16,7 +16,7 @@ use lb_common::{
     maps::{self, name},
 };
 
-use super::{DataPlane, FlowTable, OBJECT, mapped::Mapped, pins, slots::Slots};
+use super::{DataPlane, FlowTable, OBJECT, flows::Records, mapped::Mapped, pins, slots::Slots};
 use crate::{Error, Result, error::Context as _, reconcile::Tables};
 
 /// How to load.
@@ -50,7 +50,7 @@ impl DataPlane {
             hash_seed: u64::from_ne_bytes(seed),
             layout: LAYOUT_VERSION,
             max_flows: options.max_flows,
-            max_flows6: 1,
+            max_flows6: options.max_flows,
             ..maps::Settings::default()
         };
         let mut plane = Self::start(&directory, &settings, options.log_level).inspect_err(|_| {
@@ -97,15 +97,19 @@ impl DataPlane {
     /// Loads the object against the maps pinned in `directory`, making those that are missing.
     fn start(directory: &Path, settings: &maps::Settings, log_level: u8) -> Result<Self> {
         let paths: Vec<_> = name::PINNED.iter().map(|name| (*name, directory.join(name))).collect();
-        let buckets = maps::buckets_for(settings.max_flows);
-        let mask = buckets - 1;
+        let (buckets, buckets6) = (maps::buckets_for(settings.max_flows), maps::buckets_for(settings.max_flows6));
+        let (mask, mask6) = (buckets - 1, buckets6 - 1);
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries(name::FLOWS4, settings.max_flows)
             .map_max_entries(name::INDEX4, buckets)
+            .map_max_entries(name::FLOWS6, settings.max_flows6)
+            .map_max_entries(name::INDEX6, buckets6)
             .override_global("HASH_SEED", &settings.hash_seed, true)
             .override_global("MAX_FLOWS", &settings.max_flows, true)
             .override_global("INDEX_MASK", &mask, true)
+            .override_global("MAX_FLOWS6", &settings.max_flows6, true)
+            .override_global("INDEX_MASK6", &mask6, true)
             .override_global(aya_log::LEVEL, &log_level, false);
         for (name, path) in &paths {
             loader.map_pin_path(name, path);
@@ -125,12 +129,17 @@ impl DataPlane {
             filter: mapped(&mut object, name::FILTER)?,
             ports: mapped(&mut object, name::PORTS)?,
             vips4: HashMap::try_from(take(&mut object, name::VIPS4)?).context("open the map 'vips4'")?,
+            vips6: HashMap::try_from(take(&mut object, name::VIPS6)?).context("open the map 'vips6'")?,
             services,
             table_slots: Mapped::packed(name::TABLES, &array(&mut object, name::TABLES)?)?,
             next_hops: mapped(&mut object, name::NEXT_HOPS)?,
             nat_ports: mapped(&mut object, name::NAT_PORTS)?,
             snat: mapped(&mut object, name::SNAT)?,
-            flows: FlowTable { records: mapped(&mut object, name::FLOWS4)?, backends: backends.clone() },
+            flows: FlowTable {
+                v4: Records(mapped(&mut object, name::FLOWS4)?),
+                v6: Records(mapped(&mut object, name::FLOWS6)?),
+                backends: backends.clone(),
+            },
             backends,
             reasons: PerCpuArray::try_from(take(&mut object, name::REASONS)?).context("open the map 'reasons'")?,
             traffic: PerCpuArray::try_from(take(&mut object, name::TRAFFIC)?).context("open the map 'traffic'")?,

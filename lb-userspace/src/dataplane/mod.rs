@@ -27,14 +27,14 @@ use aya::{
 };
 use lb_common::{
     Be32, clock,
-    flow::{Bucket, Flow4},
+    flow::{Bucket, Flow4, Flow6},
     maps,
     reason::Reason,
 };
 
 pub use apply::Applied;
 pub use attach::{Attached, program_name};
-pub use flows::{Flow, FlowCounts, FlowTable};
+pub use flows::{Flow, FlowCounts, FlowTable, Side};
 pub use load::LoadOptions;
 use mapped::Mapped;
 use slots::Slots;
@@ -64,6 +64,7 @@ pub struct DataPlane {
     filter: Mapped<u64>,
     ports: Mapped<u64>,
     vips4: HashMap<MapData, Plain<maps::Vip4Key>, Plain<maps::Vip>>,
+    vips6: HashMap<MapData, Plain<maps::Vip6Key>, Plain<maps::Vip>>,
     services: Mapped<maps::Service>,
     table_slots: Mapped<u32>,
     backends: Mapped<maps::Backend>,
@@ -108,6 +109,8 @@ pub struct Recovered {
     pub backends: BTreeMap<u32, maps::Backend>,
     /// IPv4 VIPs and addresses.
     pub vips4: BTreeMap<maps::Vip4Key, maps::Vip>,
+    /// IPv6 VIPs and addresses.
+    pub vips6: BTreeMap<maps::Vip6Key, maps::Vip>,
 }
 
 /// Now, in ticks of the data path's clock.
@@ -242,6 +245,7 @@ impl DataPlane {
                 .filter(|(_, backend)| backend.flags & maps::backend_flag::USED != 0)
                 .collect(),
             vips4: self.vips4.iter().flatten().map(|(key, vip)| (key.0, vip.0)).collect(),
+            vips6: self.vips6.iter().flatten().map(|(key, vip)| (key.0, vip.0)).collect(),
         }
     }
 }
@@ -252,7 +256,7 @@ fn map_error(name: &str, error: impl std::fmt::Display) -> Error {
 }
 
 const _: () = assert!(size_of::<Plain<maps::Vip4Key>>() == size_of::<maps::Vip4Key>());
-const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Flow4>() == 128);
+const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Flow4>() == 128 && size_of::<Flow6>() == 192);
 /// Name of the program in the object.
 pub(crate) const PROGRAM: &str = "lb";
 

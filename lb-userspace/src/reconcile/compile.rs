@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use lb_common::{
     Be16, Be32, clock,
     flow::Idle,
     hash,
-    maps::{self, backend_flag, mode, on_empty, scheduler, vip_flag},
+    maps::{self, VipKey, backend_flag, mode, on_empty, scheduler, vip_flag},
 };
 
 use super::{BackendKey, Observed, Tables, Usable, usable};
@@ -223,10 +223,8 @@ fn compile_addresses(desired: &Desired, observed: &Observed, tables: &mut Tables
             tables.wildcard |= vip.port == 0;
             tables.vip_ports.insert(vip.port);
             of_vips.insert(vip.address);
-            if let IpAddr::V4(address) = vip.address {
-                let value = maps::Vip { service: tables.service_ids[&service.name], flags: 0 };
-                tables.vips4.insert(vip_key(address, vip.port, vip.protocol.number()), value);
-            }
+            let value = maps::Vip { service: tables.service_ids[&service.name], flags: 0 };
+            insert_vip(tables, vip.address, vip.port, vip.protocol.number(), value);
         }
     }
     for vip in &observed.lingering_vips {
@@ -235,17 +233,19 @@ fn compile_addresses(desired: &Desired, observed: &Observed, tables: &mut Tables
         tables.filter.insert(vip.address);
     }
     tables.filter.extend(&of_vips);
-    for address in &tables.filter {
-        if let IpAddr::V4(v4) = address {
-            let vip = if of_vips.contains(address) { vip_flag::VIP } else { 0 };
-            let host = if observed.host_addresses.contains(address) { vip_flag::HOST } else { 0 };
-            tables.vips4.insert(vip_key(*v4, 0, 0), maps::Vip { service: 0, flags: vip | host });
-        }
+    for address in tables.filter.clone() {
+        let vip = if of_vips.contains(&address) { vip_flag::VIP } else { 0 };
+        let host = if observed.host_addresses.contains(&address) { vip_flag::HOST } else { 0 };
+        insert_vip(tables, address, 0, 0, maps::Vip { service: 0, flags: vip | host });
     }
 }
 
-fn vip_key(address: Ipv4Addr, port: u16, protocol: u8) -> maps::Vip4Key {
-    maps::Vip4Key { address: Be32::new(address.to_bits()), port: Be16::new(port), protocol, pad: 0 }
+fn insert_vip(tables: &mut Tables, address: IpAddr, port: u16, protocol: u8, value: maps::Vip) {
+    let port = Be16::new(port);
+    match address {
+        IpAddr::V4(v4) => tables.vips4.insert(VipKey::new(Be32::new(v4.to_bits()), port, protocol), value),
+        IpAddr::V6(v6) => tables.vips6.insert(VipKey::new(words_of(v6), port, protocol), value),
+    };
 }
 
 /// Ports for NAT: what was said, or everything from 1024 on but the host's own; never a VIP's.
@@ -271,11 +271,14 @@ fn fingerprint(slots: &[u32], candidates: &[Candidate]) -> u64 {
 fn words(address: IpAddr) -> (u8, [Be32; 4]) {
     match address {
         IpAddr::V4(v4) => (4, [Be32::new(v4.to_bits()), Be32(0), Be32(0), Be32(0)]),
-        IpAddr::V6(v6) => {
-            let bits = v6.to_bits();
-            (6, [96, 64, 32, 0].map(|shift: u32| Be32::new((bits >> shift) as u32)))
-        }
+        IpAddr::V6(v6) => (6, words_of(v6)),
     }
+}
+
+/// An IPv6 address as the maps have it.
+pub(crate) fn words_of(address: Ipv6Addr) -> [Be32; 4] {
+    let bits = address.to_bits();
+    [96, 64, 32, 0].map(|shift: u32| Be32::new((bits >> shift) as u32))
 }
 
 fn ticks(time: Duration) -> u32 {

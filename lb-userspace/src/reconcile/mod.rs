@@ -8,6 +8,7 @@ mod next_hops;
 mod usable;
 
 pub use compile::compile;
+pub(crate) use compile::words_of;
 pub use next_hops::NextHops;
 pub use usable::{Usable, usable};
 

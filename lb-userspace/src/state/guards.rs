@@ -41,6 +41,7 @@ pub(super) fn check(
         let known = |address| before.is_some_and(|before| before.backends.iter().any(|b| b.address == address));
         for backend in service.backends.iter().filter(|backend| !known(backend.address)) {
             check_backend(backend.address, &vips, facts)?;
+            check_family(service, backend.address)?;
         }
     }
     Ok(())
@@ -79,9 +80,21 @@ fn supported(service: &ServiceSpec) -> Result<()> {
     if matches!(service.health.probe, Probe::Https { .. }) {
         return not_yet("health 'https'".into(), "--health tcp, or http on a plain port");
     }
-    let addresses = service.vips.iter().map(|vip| vip.address).chain(service.backends.iter().map(|b| b.address.ip()));
-    match addresses.into_iter().find(IpAddr::is_ipv6) {
-        Some(address) => not_yet(format!("IPv6 address {address}"), "an IPv4 address"),
+    Ok(())
+}
+
+/// A mode that keeps the packet's IP header cannot change its family.
+fn check_family(service: &ServiceSpec, backend: SocketAddr) -> Result<()> {
+    let family = |address: IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let keeps = !matches!(service.mode, Mode::Ipip | Mode::Gue);
+    match service.vips.iter().find(|vip| keeps && vip.address.is_ipv4() != backend.is_ipv4()) {
+        Some(vip) => Err(Error::refused(format!(
+            "backend {backend}: {}, but VIP {vip} is {}: mode '{}' does not translate between them",
+            family(backend.ip()),
+            family(vip.address),
+            service.mode
+        ))
+        .hint(format!("{} backends for it, and a service of its own for the other VIP", family(vip.address)))),
         None => Ok(()),
     }
 }
@@ -129,9 +142,6 @@ fn is_broadcast(address: IpAddr) -> bool {
 pub(super) fn check_backend(address: SocketAddr, vips: &BTreeSet<IpAddr>, facts: &Facts) -> Result<()> {
     let refuse = |why: &str, fix: &str| Err(Error::refused(format!("backend {address}: {why}")).hint(fix));
     let ip = address.ip();
-    if ip.is_ipv6() {
-        return Err(Error::usage(format!("backend {address}: IPv6 is not in this version")).hint("an IPv4 address"));
-    }
     if ip.is_loopback() {
         return refuse(
             "a loopback address cannot be reached through an interface",

@@ -1,0 +1,180 @@
+//! What the verifier walks through once, whoever calls it: functions with external linkage, which cannot be generic.
+//! Each family has its own thin copies of them here; everywhere else they are methods of a family.
+//!
+//! Such a function takes numbers, the context and pointers to plain values (at most five), and gives a number. Whoever
+//! calls it has lost nothing but its pointers into the packet.
+
+use aya_ebpf::{EbpfContext as _, bindings::xdp_md, programs::XdpContext};
+use lb_common::{
+    family::{Family, V4, V6},
+    flow::{NO_SLOT, Tuple},
+    reason::Reason,
+};
+
+use crate::{answer, icmp, icmp::Problem, parse::Packet, pipeline, ports, records, service, table};
+
+/// A family's copies.
+pub trait Once: Family {
+    /// [`table::find`].
+    fn find(tuple: &Tuple<Self>, except: u32) -> u64;
+    /// [`table::insert`].
+    fn insert(tuple: &Tuple<Self>, direction: u32, index: u32) -> u32;
+    /// [`pipeline::known`].
+    fn known(ctx: &XdpContext) -> Option<Reason>;
+    /// [`service::begin`].
+    fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason>;
+    /// [`ports::allocate`].
+    fn allocate(id: u32, protocol: u32, tuple: &mut Tuple<Self>) -> u32;
+    /// [`records::claim`].
+    fn claim() -> u32;
+    /// [`records::release`].
+    fn release(index: u32) -> u32;
+    /// [`answer::reset`].
+    fn reset(ctx: &XdpContext, packet: &Packet<Self>, reason: Reason) -> Reason;
+    /// [`icmp::error`].
+    fn error(ctx: &XdpContext, problem: Problem, transport: usize, service: u32, rest: u32) -> Reason;
+    /// [`icmp::receive`].
+    fn receive(ctx: &XdpContext, at: usize) -> Reason;
+}
+
+/// "No reason": the packet is not done with.
+const NONE: u32 = u32::MAX;
+
+#[inline(always)]
+fn pack(reason: Option<Reason>) -> u32 {
+    reason.map_or(NONE, |reason| reason as u32)
+}
+
+#[inline(always)]
+fn unpack(number: u32) -> Option<Reason> {
+    if number == NONE { None } else { Some(Reason::from_number(number)) }
+}
+
+macro_rules! once {
+    ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $claim:ident $release:ident $reset:ident
+     $error:ident $receive:ident) => {
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $find(tuple: *const Tuple<$family>, except: u32) -> u64 {
+            // SAFETY: null or a tuple of the caller's; the verifier checks both this function and its callers.
+            unsafe { tuple.as_ref() }.map_or(0, |tuple| table::find(tuple, except))
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $insert(tuple: *const Tuple<$family>, direction: u32, index: u32) -> u32 {
+            // SAFETY: as above.
+            unsafe { tuple.as_ref() }.map_or(NO_SLOT, |tuple| table::insert(tuple, direction, index))
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $known(ctx: *mut xdp_md) -> u32 {
+            pack(pipeline::known::<$family>(&XdpContext::new(ctx)))
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $begin(ctx: *mut xdp_md, packet: *const Packet<$family>) -> u32 {
+            // SAFETY: as above.
+            let Some(packet) = (unsafe { packet.as_ref() }) else { return Reason::HelperFailed as u32 };
+            pack(service::begin(&XdpContext::new(ctx), packet))
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $allocate(id: u32, protocol: u32, tuple: *mut Tuple<$family>) -> u32 {
+            // SAFETY: as above.
+            unsafe { tuple.as_mut() }.map_or(0, |tuple| ports::allocate(id, protocol, tuple))
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $claim() -> u32 {
+            records::claim::<$family>()
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $release(index: u32) -> u32 {
+            records::release::<$family>(index)
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $reset(ctx: *mut xdp_md, packet: *const Packet<$family>, reason: u32) -> u32 {
+            // SAFETY: as above.
+            let Some(packet) = (unsafe { packet.as_ref() }) else { return Reason::HelperFailed as u32 };
+            answer::reset(&XdpContext::new(ctx), packet, Reason::from_number(reason)) as u32
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $error(ctx: *mut xdp_md, problem: u32, transport: u32, service: u32, rest: u32) -> u32 {
+            let problem = Problem::from_number(problem);
+            icmp::error::<$family>(&XdpContext::new(ctx), problem, transport, service, rest) as u32
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $receive(ctx: *mut xdp_md, at: u32) -> u32 {
+            icmp::receive::<$family>(&XdpContext::new(ctx), at as usize & 0x7fff) as u32
+        }
+
+        impl Once for $family {
+            #[inline(always)]
+            fn find(tuple: &Tuple<Self>, except: u32) -> u64 {
+                $find(tuple, except)
+            }
+
+            #[inline(always)]
+            fn insert(tuple: &Tuple<Self>, direction: u32, index: u32) -> u32 {
+                $insert(tuple, direction, index)
+            }
+
+            #[inline(always)]
+            fn known(ctx: &XdpContext) -> Option<Reason> {
+                unpack($known(ctx.as_ptr().cast()))
+            }
+
+            #[inline(always)]
+            fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason> {
+                unpack($begin(ctx.as_ptr().cast(), packet))
+            }
+
+            #[inline(always)]
+            fn allocate(id: u32, protocol: u32, tuple: &mut Tuple<Self>) -> u32 {
+                $allocate(id, protocol, tuple)
+            }
+
+            #[inline(always)]
+            fn claim() -> u32 {
+                $claim()
+            }
+
+            #[inline(always)]
+            fn release(index: u32) -> u32 {
+                $release(index)
+            }
+
+            #[inline(always)]
+            fn reset(ctx: &XdpContext, packet: &Packet<Self>, reason: Reason) -> Reason {
+                Reason::from_number($reset(ctx.as_ptr().cast(), packet, reason as u32))
+            }
+
+            #[inline(always)]
+            fn error(ctx: &XdpContext, problem: Problem, transport: usize, service: u32, rest: u32) -> Reason {
+                let reason = $error(ctx.as_ptr().cast(), problem as u32, transport as u32, service, rest);
+                Reason::from_number(reason)
+            }
+
+            #[inline(always)]
+            fn receive(ctx: &XdpContext, at: usize) -> Reason {
+                Reason::from_number($receive(ctx.as_ptr().cast(), at as u32))
+            }
+        }
+    };
+}
+
+once!(V4: find4 insert4 known4 begin4 allocate4 claim4 release4 reset4 error4 receive4);
+once!(V6: find6 insert6 known6 begin6 allocate6 claim6 release6 reset6 error6 receive6);
