@@ -9,8 +9,8 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::state::{
-    Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, ServiceOptions, XdpMode,
-    words::{BackendList, parse_duration, parse_list, parse_probe},
+    IdleTimeouts, Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, ServiceOptions, XdpMode,
+    words::{BackendList, parse_duration, parse_list},
 };
 
 /// A layer-4 load balancer in the Linux kernel
@@ -71,7 +71,7 @@ pub enum Command {
     Source(Source),
     /// Services: VIPs and how they are served
     #[command(subcommand)]
-    Service(Service),
+    Service(Box<Service>),
     /// Backends: the servers of a service
     #[command(subcommand)]
     Backend(Backend),
@@ -142,8 +142,8 @@ pub struct ServiceArguments {
     /// Same client address, same backend, for this long (not in this version)
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub affinity: Option<Duration>,
-    /// tcp, http[:PATH] or none
-    #[arg(long, value_parser = parse_probe)]
+    /// tcp, http[:PATH], https[:PATH], udp, grpc[:SERVICE] or none
+    #[arg(long)]
     pub health: Option<Probe>,
     /// What happens to flows of a backend that is down: auto, reset or keep
     #[arg(long)]
@@ -151,12 +151,15 @@ pub struct ServiceArguments {
     /// What happens to new flows when nobody is usable: reject or drop
     #[arg(long)]
     pub on_empty: Option<OnEmpty>,
+    /// When silent flows end: STATE=DUR,..; states: syn, established, half_closed, closed, udp
+    #[arg(long, value_name = "STATE=DUR,..")]
+    pub idle: Option<IdleTimeouts>,
 }
 
 impl From<ServiceArguments> for ServiceOptions {
     fn from(typed: ServiceArguments) -> Self {
-        let ServiceArguments { name, mode, scheduler, affinity, health, on_down, on_empty } = typed;
-        Self { name, mode, scheduler, affinity, health, on_down, on_empty, discovery: None }
+        let ServiceArguments { name, mode, scheduler, affinity, health, on_down, on_empty, idle } = typed;
+        Self { name, mode, scheduler, affinity, health, on_down, on_empty, idle, discovery: None }
     }
 }
 
@@ -369,6 +372,7 @@ mod tests {
             "lb service list -o json",
             "lb service add 10.0.0.1:80 --backends 10.0.0.2:80 --scheduler wlc --affinity 10m",
             "lb service set web --backends 10.0.0.2:80 --wait=5s",
+            "lb service set web --health grpc:my.Service --idle established=1h,udp=30s",
             "lb service remove web --force --dry-run",
             "lb backend add 10.0.0.2:80=3 10.0.0.3:80 -s web --wait",
             "lb backend drain 10.0.0.2:80 --wait=30s",
@@ -408,6 +412,7 @@ mod tests {
             ("lb backend weight 10.0.0.2:80 70000", "70000"),
             ("lb backend drain 10.0.0.2:80 --wait=soon", "'soon' is not a time"),
             ("lb service add web", "'web'"),
+            ("lb service set web --idle tcp=1h", "'tcp' is not a state"),
             ("lb service set web --health ftp", "'ftp' is not a health check"),
             ("lb conn list --client me", "me"),
             ("lb frobnicate", "frobnicate"),

@@ -42,7 +42,7 @@ pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
                 Output::Table => println!("{name}: {gone} held backends let go; their flows go on until they end"),
             }
         }
-        Command::Service(service) => return ask_service(&client, service, out).await,
+        Command::Service(service) => return ask_service(&client, *service, out).await,
         Command::Backend(backend) => return ask_backend(&client, backend, out).await,
         Command::Conn(conn) => return ask_conn(&client, conn, out).await,
         Command::Attach(_) | Command::Detach { .. } | Command::Demo { .. } | Command::Doctor { .. } => {}

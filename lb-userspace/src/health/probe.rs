@@ -15,12 +15,12 @@ pub async fn probe(target: &Target) -> Result<(), String> {
     let within = target.check.timeout;
     match &target.check.probe {
         Probe::None => Ok(()),
-        Probe::Tcp => limit(within, "connect", connect(target)).await.map(drop),
-        Probe::Http { path } => {
+        Probe::Tcp(_) => limit(within, "connect", connect(target)).await.map(drop),
+        Probe::Http(http) => {
             let stream = limit(within, "connect", connect(target)).await?;
-            limit(within, "http", get(stream, &target.host, path)).await
+            limit(within, "http", get(stream, &target.host, &http.path)).await
         }
-        Probe::Https { .. } => Err("https: not in this version".to_owned()),
+        other => Err(format!("{}: not in this version", other.word())),
     }
 }
 
@@ -95,19 +95,19 @@ mod tests {
     }
 
     fn http() -> Probe {
-        Probe::Http { path: "/healthz".into() }
+        "http:/healthz".parse().unwrap()
     }
 
     #[tokio::test]
     async fn a_listening_port_is_enough_for_tcp() {
         let address = server("").await;
-        assert_eq!(probe(&target(address, Probe::Tcp)).await, Ok(()));
+        assert_eq!(probe(&target(address, Probe::tcp())).await, Ok(()));
     }
 
     #[tokio::test]
     async fn a_closed_port_is_refused() {
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        for kind in [Probe::Tcp, http()] {
+        for kind in [Probe::tcp(), http()] {
             assert_eq!(probe(&target(closed, kind)).await, Err("connect: connection refused".into()));
         }
     }

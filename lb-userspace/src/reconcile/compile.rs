@@ -16,7 +16,7 @@ use lb_common::{
 use super::{BackendKey, Observed, Tables, Usable, usable};
 use crate::{
     maglev::{self, Candidate},
-    state::{Admin, BackendSpec, Desired, Health, Mode, OnDown, OnEmpty, Probe, Scheduler, ServiceSpec},
+    state::{Admin, BackendSpec, Desired, Health, IdleTimeouts, Mode, OnDown, OnEmpty, Probe, Scheduler, ServiceSpec},
 };
 
 /// Idle timeouts (product.md; RFC 5382 for TCP, RFC 4787 for UDP).
@@ -119,6 +119,7 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
             down_since: verdict.filter(|_| health == Health::Down).map_or(0, |seen| seen.since),
             service: id,
             protocol: 0,
+            idle: idle(&service.idle),
             ..place_backend(desired, observed, backend.address, tables)
         };
         tables.backends.insert(backend_id, value);
@@ -155,7 +156,19 @@ fn flags(service: &ServiceSpec, backend: &BackendSpec, health: Health, is_taker:
     flags
 }
 
-/// What is the same for every backend at an address: next hop, addresses for NAT, timeouts.
+/// Idle timeouts in ticks.
+fn idle(said: &IdleTimeouts) -> Idle {
+    let IdleTimeouts { syn, established, half_closed, closed, udp } = *said;
+    Idle {
+        syn: ticks(syn.unwrap_or(SYN)),
+        established: ticks(established.unwrap_or(ESTABLISHED)),
+        half_closed: ticks(half_closed.unwrap_or(HALF_CLOSED)),
+        closed: ticks(closed.unwrap_or(CLOSED)),
+        udp: ticks(udp.unwrap_or(UDP)),
+    }
+}
+
+/// What is the same for every backend at an address: next hop, addresses for NAT.
 fn place_backend(desired: &Desired, observed: &Observed, address: SocketAddr, tables: &mut Tables) -> maps::Backend {
     let hop = observed.next_hops.get(&address.ip()).filter(|hop| hop.ifindex != 0);
     let next_hop = hop.map_or(0, |hop| tables.next_hops.place(hop, &observed.next_hop_places));
@@ -167,13 +180,6 @@ fn place_backend(desired: &Desired, observed: &Observed, address: SocketAddr, ta
         snat_count,
         port: Be16::new(address.port()),
         address: words,
-        idle: Idle {
-            syn: ticks(SYN),
-            established: ticks(ESTABLISHED),
-            half_closed: ticks(HALF_CLOSED),
-            closed: ticks(CLOSED),
-            udp: ticks(UDP),
-        },
         family,
         ..maps::Backend::default()
     }

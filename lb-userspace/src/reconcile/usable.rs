@@ -55,7 +55,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::state::{BackendSpec, HealthCheck, Mode, OnDown, OnEmpty, Protocol, Scheduler, Source};
+    use crate::state::{BackendSpec, HealthCheck, IdleTimeouts, Mode, OnDown, OnEmpty, Protocol, Scheduler, Source};
 
     fn address(n: u8) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, n], 80))
@@ -71,6 +71,7 @@ mod tests {
             health: HealthCheck::default_for(Protocol::Tcp),
             on_down: OnDown::Auto,
             on_empty: OnEmpty::Reject,
+            idle: IdleTimeouts::default(),
             source: Source::Cli,
             backends: backends
                 .iter()

@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Vip, XdpMode, statements::Statements};
+use super::{
+    Admin, HealthCheck, IdleTimeouts, Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, Source, Vip, XdpMode,
+    statements::Statements,
+};
 use crate::discovery::SourceSpec;
 
 /// One server of a service.
@@ -22,44 +25,6 @@ pub struct BackendSpec {
     pub admin: Admin,
     /// Who stated it.
     pub source: Source,
-}
-
-/// What a health check sends and what it expects.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case")]
-pub enum Probe {
-    /// TCP connect.
-    Tcp,
-    /// HTTP GET; 200-399 is up.
-    Http {
-        /// Path and query, starting with `/`.
-        path: String,
-    },
-    /// The same over TLS.
-    Https {
-        /// Path and query, starting with `/`.
-        path: String,
-    },
-    /// No check: always up.
-    None,
-}
-
-/// A service's health check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HealthCheck {
-    /// What is sent and expected.
-    #[serde(flatten)]
-    pub probe: Probe,
-    /// Time between two checks of a backend whose verdict is settled.
-    pub interval: Duration,
-    /// Time a check may take.
-    pub timeout: Duration,
-    /// Successes in a row that make a down backend up.
-    pub rise: u32,
-    /// Failures in a row that make an up backend down.
-    pub fall: u32,
-    /// Port to check instead of the backend's.
-    pub port: Option<u16>,
 }
 
 /// A service: VIPs, how they are served, and by whom.
@@ -81,6 +46,9 @@ pub struct ServiceSpec {
     pub on_down: OnDown,
     /// What happens to new flows when nobody is usable.
     pub on_empty: OnEmpty,
+    /// When silent flows end.
+    #[serde(default)]
+    pub idle: IdleTimeouts,
     /// Who stated it.
     pub source: Source,
     /// Sorted by address; no two of the same address.
@@ -107,6 +75,9 @@ pub struct ServiceOptions {
     pub on_down: Option<OnDown>,
     /// `--on-empty`.
     pub on_empty: Option<OnEmpty>,
+    /// `--idle`; replaces only the timeouts that it names.
+    #[serde(default)]
+    pub idle: Option<IdleTimeouts>,
     /// The sources in `--backends`.
     #[serde(default)]
     pub discovery: Option<Vec<SourceSpec>>,
@@ -172,18 +143,6 @@ impl Desired {
     }
 }
 
-impl HealthCheck {
-    /// product.md's defaults: a TCP connect for TCP, nothing for UDP.
-    #[must_use]
-    pub const fn default_for(protocol: Protocol) -> Self {
-        let probe = match protocol {
-            Protocol::Tcp => Probe::Tcp,
-            Protocol::Udp => Probe::None,
-        };
-        Self { probe, interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3, port: None }
-    }
-}
-
 impl ServiceSpec {
     /// A service of one VIP with product.md's defaults, no backends, and the VIP's text as its name.
     #[must_use]
@@ -197,6 +156,7 @@ impl ServiceSpec {
             health: HealthCheck::default_for(vip.protocol),
             on_down: OnDown::Auto,
             on_empty: OnEmpty::Reject,
+            idle: IdleTimeouts::default(),
             source,
             backends: Vec::new(),
             discovery: Vec::new(),
@@ -208,7 +168,7 @@ impl ServiceOptions {
     /// What is said here, and for the rest what is said in `other`.
     #[must_use]
     pub fn or(self, other: &Self) -> Self {
-        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, discovery } = self;
+        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, idle, discovery } = self;
         Self {
             name: name.or_else(|| other.name.clone()),
             mode: mode.or(other.mode),
@@ -217,13 +177,14 @@ impl ServiceOptions {
             health: health.or_else(|| other.health.clone()),
             on_down: on_down.or(other.on_down),
             on_empty: on_empty.or(other.on_empty),
+            idle: idle.map(|idle| idle.or(other.idle.unwrap_or_default())).or(other.idle),
             discovery: discovery.or_else(|| other.discovery.clone()),
         }
     }
 
     /// Puts what is said into a service.
     pub fn apply(&self, service: &mut ServiceSpec) {
-        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, discovery } = self;
+        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, idle, discovery } = self;
         if let Some(name) = name {
             service.name.clone_from(name);
         }
@@ -235,6 +196,7 @@ impl ServiceOptions {
         service.affinity = affinity.or(service.affinity).filter(|time| !time.is_zero());
         service.on_down = on_down.unwrap_or(service.on_down);
         service.on_empty = on_empty.unwrap_or(service.on_empty);
+        service.idle = idle.unwrap_or_default().or(service.idle);
         if let Some(sources) = discovery {
             service.discovery.clone_from(sources);
         }

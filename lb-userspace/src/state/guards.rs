@@ -77,8 +77,8 @@ fn supported(service: &ServiceSpec) -> Result<()> {
     if service.affinity.is_some() {
         return not_yet("--affinity".into(), "leave it out");
     }
-    if matches!(service.health.probe, Probe::Https { .. }) {
-        return not_yet("health 'https'".into(), "--health tcp, or http on a plain port");
+    if matches!(service.health.probe, Probe::Https { .. } | Probe::Grpc(_) | Probe::Udp(_)) {
+        return not_yet(format!("health '{}'", service.health.probe.word()), "--health tcp, or http on a plain port");
     }
     Ok(())
 }

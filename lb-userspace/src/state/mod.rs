@@ -1,17 +1,21 @@
 //! The desired state: what people, files and registries want, each object with the source that stated it.
 //!
-//! [`words`] has the vocabulary (VIP, mode, scheduler, ...) with its parsing and printing; [`desired`] the state
-//! itself; [`statements`] who said what, and how that merges; [`change`] how it changes; `guards` which changes are
-//! refused; [`file`] keeps it on disk.
+//! [`words`] has the vocabulary (VIP, mode, scheduler, ...) with its parsing and printing, [`check`] health checks and
+//! [`idle`] idle timeouts; [`desired`] the state itself; [`statements`] who said what, and how that merges; [`change`]
+//! how it changes; `guards` which changes are refused; [`file`] keeps it on disk.
 
 pub mod change;
+pub mod check;
 pub mod desired;
 pub mod file;
 mod guards;
+pub mod idle;
 pub mod statements;
 pub mod words;
 
 pub use change::{Change, Facts, Outcome};
-pub use desired::{BackendSpec, Desired, HealthCheck, Probe, ServiceOptions, ServiceSpec, Settings, SettingsOptions};
+pub use check::{Exchange, GrpcCheck, HealthCheck, HttpCheck, Payload, Probe, StatusSet, TlsCheck};
+pub use desired::{BackendSpec, Desired, ServiceOptions, ServiceSpec, Settings, SettingsOptions};
+pub use idle::IdleTimeouts;
 pub use statements::{ServiceStatement, Statement, Statements};
-pub use words::{Admin, Health, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Vip, XdpMode};
+pub use words::{Admin, Health, Mode, OnDown, OnEmpty, OnExit, Protocol, Scheduler, Source, Via, Vip, XdpMode};

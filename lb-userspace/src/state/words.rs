@@ -9,7 +9,6 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Probe;
 use crate::{Error, Result, discovery::SourceSpec};
 
 macro_rules! words {
@@ -141,6 +140,18 @@ words! {
 }
 
 words! {
+    /// Which way a health check's probe goes.
+    #[derive(Default)]
+    Via, "way of a health check" {
+        /// To the backend's own address.
+        #[default]
+        Backend = "backend",
+        /// To the VIP, by the backend's mode, as a client's packets go.
+        Vip = "vip",
+    }
+}
+
+words! {
     /// What an `attach` does when it ends.
     OnExit, "on-exit policy" {
         /// Stop forwarding, remove every trace.
@@ -227,20 +238,21 @@ impl FromStr for Source {
 
 macro_rules! serde_as_text {
     ($($name:ty),*) => {$(
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
             }
         }
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(deserializer)?;
                 text.parse().map_err(serde::de::Error::custom)
             }
         }
     )*};
 }
+pub(super) use serde_as_text;
 serde_as_text!(Source, Vip);
 
 /// Address, port and protocol that clients talk to: `10.0.0.10:80/tcp`, `[2001:db8::1]:53/udp`. Port 0: every port.
@@ -371,22 +383,6 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         _ => return Err(wrong()),
     };
     Ok(Duration::from_millis(number.checked_mul(millis).ok_or_else(wrong)?))
-}
-
-/// Parses a health check: `tcp`, `http[:PATH]`, `https[:PATH]` or `none`.
-pub fn parse_probe(text: &str) -> Result<Probe> {
-    let (kind, path) = text.split_once(':').unwrap_or((text, "/"));
-    let wrong = |why: String| Err(Error::usage(why).hint("tcp, http[:PATH], https[:PATH] or none"));
-    if !path.starts_with('/') {
-        return wrong(format!("health '{text}': the path must begin with '/'"));
-    }
-    match kind {
-        "tcp" if kind == text => Ok(Probe::Tcp),
-        "none" if kind == text => Ok(Probe::None),
-        "http" => Ok(Probe::Http { path: path.to_owned() }),
-        "https" => Ok(Probe::Https { path: path.to_owned() }),
-        _ => wrong(format!("'{text}' is not a health check")),
-    }
 }
 
 #[cfg(test)]

@@ -254,7 +254,7 @@ fn rule_14_udp_moves_at_once() {
     let mut world = World::with("10.0.0.10:53/udp", &["10.0.1.1:53", "10.0.1.2:53"]).unwrap();
     let vip = SocketAddrV4::new(*VIP.ip(), 53);
     let first = world.send(&udp(client(1), vip)).packet().to;
-    world.first().health.probe = lb_userspace::state::Probe::Tcp;
+    world.first().health.probe = lb_userspace::state::Probe::tcp();
     world.verdict("10.0.0.10:53/udp", first.into(), Health::Down);
     world.apply().unwrap();
     assert_ne!(world.send(&udp(client(1), vip)).packet().to, first);
