@@ -335,6 +335,8 @@ pub mod backend_flag {
     pub const RESET_SILENT: u32 = 128;
     /// Its UDP flows move to another backend (it is down, in maintenance, or removed by force).
     pub const MOVE_UDP: u32 = 256;
+    /// It is down, and the verdict before was "up": while all are down it may take new flows.
+    pub const FELL: u32 = 512;
     /// The bits that the data path has to look at on a hit.
     pub const ATTENTION: u32 = RESET | RESET_SILENT | MOVE_UDP;
 }

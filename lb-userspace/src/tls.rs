@@ -7,7 +7,10 @@ use std::{fs, path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
@@ -74,7 +77,47 @@ impl Tls {
     pub async fn connect(&self, name: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Error::failed(format!("TLS: '{name}' is not a name that a certificate can have")))?;
-        self.connector.connect(name, stream).await.context("TLS")
+        self.connector.connect(name, stream).await.map_err(|error| Error::failed(format!("TLS: {}", words(&error))))
+    }
+
+    /// The same without resumed sessions, in which the other end does not show its certificate.
+    #[must_use]
+    pub fn without_resumption(self) -> Self {
+        self.with(|config| config.resumption = Resumption::disabled())
+    }
+
+    /// The same for one application protocol (ALPN).
+    #[must_use]
+    pub fn speaking(self, protocol: &[u8]) -> Self {
+        self.with(|config| config.alpn_protocols = vec![protocol.to_vec()])
+    }
+
+    fn with(self, change: impl FnOnce(&mut ClientConfig)) -> Self {
+        let mut config = ClientConfig::clone(self.connector.config());
+        change(&mut config);
+        Self { connector: TlsConnector::from(Arc::new(config)) }
+    }
+}
+
+/// Why a handshake failed, in the words that people look for.
+fn words(error: &std::io::Error) -> String {
+    use rustls::{CertificateError as Bad, Error as Tls};
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
+    match tls {
+        Some(Tls::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => "certificate expired".to_owned(),
+        Some(Tls::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) => {
+            "certificate not valid yet".to_owned()
+        }
+        Some(Tls::InvalidCertificate(Bad::UnknownIssuer)) => "certificate of an unknown issuer".to_owned(),
+        Some(Tls::InvalidCertificate(Bad::NotValidForNameContext { expected, .. })) => {
+            format!("certificate is not for {}", expected.to_str())
+        }
+        Some(Tls::InvalidCertificate(Bad::NotValidForName)) => "certificate is for another name".to_owned(),
+        Some(Tls::InvalidMessage(_)) => "the server does not speak TLS".to_owned(),
+        Some(Tls::AlertReceived(alert)) => format!("the server refused: {alert:?}"),
+        Some(other) => other.to_string(),
+        None if error.kind() == std::io::ErrorKind::UnexpectedEof => "the connection was closed".to_owned(),
+        None => error.to_string(),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod announce;
+mod checks;
 mod network;
 mod registries;
 mod start;
@@ -34,14 +35,19 @@ use crate::{
     dataplane::{self, DataPlane, pins},
     discovery::{Sources, sources::Heard},
     error::Context as _,
-    health::{Checked, Checker, Target},
+    health::{Checker, Target, Verdict},
     net::{self, Changes, Interface, View},
-    reconcile::{BackendKey, Lingering, Observed, VerdictSeen, compile},
-    state::{Change, Desired, Facts, Health, OnExit, Outcome, XdpMode, file::StateFile},
+    reconcile::{BackendKey, Lingering, Observed, compile, on_down},
+    state::{Change, Desired, Facts, OnExit, Outcome, XdpMode, file::StateFile},
 };
 
 /// How often flows of removed backends are counted.
 const ROUND: Duration = Duration::from_secs(1);
+
+/// Most verdicts that are applied together.
+const MOST_VERDICTS: usize = 65_536;
+/// So many times as long as a look at all flows takes, the next is not taken.
+const LOOK_PAUSE: u32 = 100;
 
 /// An interface that the data path runs on.
 #[derive(Clone, Debug)]
@@ -65,7 +71,10 @@ pub struct Daemon {
     observed: Observed,
     attached: BTreeMap<String, Attachment>,
     checker: Checker,
-    checks: BTreeMap<BackendKey, Checked>,
+    /// How backends are checked that are removed but whose flows go on.
+    lingering_checks: BTreeMap<BackendKey, Target>,
+    /// Removed backends' flows are not counted before.
+    next_count: Instant,
     sources: Sources,
     /// When what sources said becomes a change.
     state_sources_at: Option<tokio::time::Instant>,
@@ -89,10 +98,11 @@ impl Daemon {
     async fn run(
         mut self,
         mut calls: mpsc::Receiver<Call>,
-        mut results: mpsc::UnboundedReceiver<Checked>,
+        mut results: mpsc::UnboundedReceiver<Verdict>,
         mut changes: mpsc::Receiver<Changes>,
         mut heard: mpsc::UnboundedReceiver<Heard>,
     ) -> Result<()> {
+        let mut verdicts = Vec::new();
         let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
         let mut round = interval(ROUND);
@@ -110,7 +120,7 @@ impl Daemon {
                         break End::Detached;
                     }
                 }
-                Some(result) = results.recv() => self.checked(result).await,
+                _ = results.recv_many(&mut verdicts, MOST_VERDICTS) => self.settle(verdicts.drain(..)).await,
                 Some(changes) = changes.recv() => self.network_changed(&changes).await,
                 Some(heard) = heard.recv() => self.source_heard(heard),
                 () = registries::until(self.state_sources_at) => self.state_sources().await,
@@ -169,6 +179,7 @@ impl Daemon {
         self.state.save(&desired)?;
         let old = std::mem::replace(&mut self.desired, desired);
         self.keep_removed(&old, force);
+        self.forget_maintained();
         // Registries change often: what their backends' neighbours are is heard from the network soon enough.
         let looks = if matches!(change, Change::Snapshot { .. }) { 1 } else { network::NEIGHBOUR_LOOKS };
         let mut applied = self.find_neighbours(looks).await.and_then(|()| self.apply());
@@ -195,11 +206,17 @@ impl Daemon {
         let present: BTreeSet<_> = keys(&self.desired).collect();
         for key in keys(old).filter(|key| !present.contains(key)) {
             let Some(id) = self.observed.backend_ids.get(&key) else { continue };
+            let Some(service) = old.services.get(&key.service) else { continue };
             if let Some(value) = self.plane.applied().backends.get(id) {
-                self.observed.lingering.insert(key, Lingering { value: *value, reset });
+                // Maintenance resets flows; removing the backend does not bring them back.
+                let reset = reset || value.flags & lb_common::maps::backend_flag::MAINT != 0;
+                let lingering = Lingering { value: *value, reset, on_down: on_down(service) };
+                self.lingering_checks.extend(Target::new(service, key.address).map(|target| (key.clone(), target)));
+                self.observed.lingering.insert(key, lingering);
             }
         }
         self.observed.lingering.retain(|key, _| !present.contains(key));
+        self.lingering_checks.retain(|key, _| !present.contains(key));
         let vips = |desired: &Desired| desired.services.values().flat_map(|s| s.vips.clone()).collect::<BTreeSet<_>>();
         let (before, now) = (vips(old), vips(&self.desired));
         self.observed.lingering_vips.extend(before.difference(&now));
@@ -216,56 +233,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// Probes what is wanted now.
-    fn aim_checks(&mut self) {
-        let mut targets = Vec::new();
-        for service in self.desired.services.values() {
-            for backend in service.backends.iter().filter(|backend| backend.admin != crate::state::Admin::Maint) {
-                let mut address = backend.address;
-                if let Some(port) = service.health.port {
-                    address.set_port(port);
-                }
-                targets.push(Target {
-                    key: BackendKey { service: service.name.clone(), address: backend.address },
-                    address,
-                    host: service.vips.first().map_or_else(String::new, |vip| vip.address.to_string()),
-                    check: service.health.clone(),
-                });
-            }
-        }
-        let known = &self.observed.verdicts;
-        self.checker.set(targets, |key| known.get(key).map_or(Health::Unknown, |seen| seen.health));
-    }
-
-    /// Takes the result of a health check.
-    async fn checked(&mut self, result: Checked) {
-        let before = self.observed.verdicts.get(&result.key).map_or(Health::Unknown, |seen| seen.health);
-        let (key, health) = (result.key.clone(), result.health);
-        if before != health {
-            tracing::info!(service = %key.service, backend = %key.address, %health, reason = %result.reason, "verdict");
-            let seen = VerdictSeen { health, since: dataplane::now(), was_up: before == Health::Up };
-            self.observed.verdicts.insert(key.clone(), seen);
-            // The probe has made the kernel find its neighbour: no flow shall wait for the next round.
-            let known = self.observed.next_hops.contains_key(&key.address.ip());
-            let seen = if health == Health::Up && !known { self.see_network().await.map(drop) } else { Ok(()) };
-            if let Err(error) = seen.and_then(|()| self.apply()) {
-                tracing::error!(%error, "apply a verdict");
-            }
-        }
-        self.checks.insert(key, result);
-    }
-
     /// Identities of removed backends are free again when no flow names them.
     async fn count_lingering(&mut self) {
-        if self.observed.lingering.is_empty() && self.observed.lingering_vips.is_empty() {
+        let nothing = self.observed.lingering.is_empty() && self.observed.lingering_vips.is_empty();
+        if nothing || Instant::now() < self.next_count {
             return;
         }
+        let begun = Instant::now();
         let flows = self.plane.flows();
         let (mut ids, mut vips) = (BTreeSet::new(), BTreeSet::new());
         for flow in flows.live(dataplane::now()) {
             ids.insert(flow.head.backend);
             vips.insert((flow.client.to.ip(), flow.client.to.port()));
         }
+        self.next_count = Instant::now() + begun.elapsed() * LOOK_PAUSE;
         let observed = &mut self.observed;
         let over: Vec<_> = observed
             .lingering
@@ -277,12 +258,16 @@ impl Daemon {
             observed.lingering.remove(key);
             observed.backend_ids.remove(key);
             observed.verdicts.remove(key);
-            self.checks.remove(key);
+            self.lingering_checks.remove(key);
         }
         let over = over.len();
         let before = (over, observed.lingering_vips.len());
         observed.lingering_vips.retain(|vip| vips.contains(&(vip.address, vip.port)));
-        if before == (0, observed.lingering_vips.len()) {
+        let nothing_new = before == (0, observed.lingering_vips.len());
+        if over > 0 {
+            self.aim_checks();
+        }
+        if nothing_new {
             return;
         }
         let forgotten = match self.apply() {

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use lb_common::hash;
+use lb_common::{hash, maps::backend_flag};
 use tokio::sync::mpsc;
 
 use super::{Announced, Attachment, Daemon, adopt, network::LOOPBACK, view::verdict_of};
@@ -19,9 +19,9 @@ use crate::{
     doctor::private_mount_namespace,
     health::Checker,
     net::{self, Changes, Interface, Net, View},
-    reconcile::{BackendKey, Lingering, Observed, VerdictSeen},
+    reconcile::{self, BackendKey, Lingering, Observed, VerdictSeen},
     state::{
-        Admin, BackendSpec, Change, Desired, Facts, Health, ServiceOptions, ServiceSpec, SettingsOptions, Source,
+        Admin, BackendSpec, Change, Desired, Facts, OnDown, ServiceOptions, ServiceSpec, SettingsOptions, Source,
         file::StateFile, words::parse_vip,
     },
 };
@@ -151,8 +151,9 @@ async fn start(
         bpffs: options.bpffs.clone(),
         desired,
         attached: BTreeMap::new(),
-        checker: Checker::new(results),
-        checks: BTreeMap::new(),
+        checker: Checker::new(results)?,
+        lingering_checks: BTreeMap::new(),
+        next_count: Instant::now(),
         sources: Sources::new(tell),
         state_sources_at: None,
         state,
@@ -304,11 +305,20 @@ fn recover(plane: &DataPlane, desired: &Desired) -> Observed {
         let address = IpAddr::from(value.address[0].get().to_be_bytes());
         let key = BackendKey { service, address: SocketAddr::new(address, value.port.get()) };
         if let Some((health, since)) = verdict_of(value) {
-            observed.verdicts.insert(key.clone(), VerdictSeen { health, since, was_up: health == Health::Down });
+            observed
+                .verdicts
+                .insert(key.clone(), VerdictSeen { health, since, was_up: value.flags & backend_flag::FELL != 0 });
         }
         if !wanted.contains(&key) {
-            let reset = value.flags & lb_common::maps::backend_flag::RESET != 0;
-            lingering.insert(key.clone(), Lingering { value: *value, reset });
+            let reset = value.flags & backend_flag::MAINT != 0;
+            // The service may be gone, and with it what was said of this; its flags show it if the backend is down.
+            let on_down = match desired.services.get(&key.service) {
+                Some(service) => reconcile::on_down(service),
+                None if value.flags & backend_flag::RESET_SILENT != 0 => OnDown::Auto,
+                None if value.flags & backend_flag::RESET != 0 => OnDown::Reset,
+                None => OnDown::Keep,
+            };
+            lingering.insert(key.clone(), Lingering { value: *value, reset, on_down });
         }
         observed.backend_ids.insert(key, *id);
     }

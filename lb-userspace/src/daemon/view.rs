@@ -100,11 +100,11 @@ impl Daemon {
             share,
             packets: Both { inward: traffic.packets_in, out: traffic.packets_out },
             bytes: Both { inward: traffic.bytes_in, out: traffic.bytes_out },
-            last_check: self.checks.get(&key).map(|check| LastCheck {
+            last_check: self.checker.last(&key).map(|check| LastCheck {
                 at: check.at,
                 ok: check.ok,
                 took_ms: u64::try_from(check.took.as_millis()).unwrap_or(u64::MAX),
-                reason: check.reason.clone(),
+                reason: check.reason.into_owned(),
             }),
         }
     }

@@ -1,47 +1,89 @@
 //! Health checks: probes, and verdicts from their results.
 //!
-//! Every target has a task of its own: it probes, waits, probes. [`Tally`] turns results into verdicts: an unknown
-//! backend is settled by its first result, a settled one changes after `fall` failures or `rise` successes in a row,
-//! and while it may be changing it is probed twice a second.
+//! [`Checker`] is told what is to be probed and reports *verdicts*; results between them stay with it until somebody
+//! asks. Backends of several services that are checked the same way at the same place share one probe. [`Tally`] turns
+//! results into verdicts: an unknown backend is settled by its first result, a settled one changes after `fall`
+//! failures or `rise` successes in a row, and while it may be changing it is probed twice a second.
+//!
+//! All probes run on one thread of their own ([`checker`]), so that ten thousand of them neither wait for the daemon
+//! nor hold it up. [`probe`] has one probe's life; `tcp`, `http`, `udp` and `grpc` what each kind says on the wire.
 
+mod checker;
+mod grpc;
+mod http;
 mod probe;
+mod tcp;
+mod udp;
 
-use std::{
-    collections::{BTreeMap, hash_map::RandomState},
-    hash::{BuildHasher as _, Hasher as _},
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{sync::mpsc::UnboundedSender, task::JoinHandle, time::sleep};
+
+pub use checker::{Checker, Totals};
 
 use crate::{
     reconcile::BackendKey,
-    state::{Health, HealthCheck, Probe},
+    state::{Health, HealthCheck, Mode, Probe, ServiceSpec, Via, Vip},
 };
 
-/// Time between two probes while a verdict may be changing.
-const CHANGING: Duration = Duration::from_millis(500);
-
-/// What is probed, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is probed, and how; equal ones share a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// The backend.
-    pub key: BackendKey,
-    /// Where the probe goes.
+    /// The backend, and the port that is probed.
     pub address: SocketAddr,
-    /// The Host of an HTTP request.
+    /// What a request says that it is for: the `Host` of HTTP, the `:authority` of gRPC; empty where it does not matter.
     pub host: String,
+    /// Where the probe really goes when it goes through the VIP: the VIP, and the mode that takes packets from there to
+    /// the backend.
+    pub through: Option<(Vip, Mode)>,
     /// What is sent and expected, and when.
     pub check: HealthCheck,
+}
+
+impl Target {
+    /// How a backend of a service is checked; `None` if it is not.
+    #[must_use]
+    pub fn new(service: &ServiceSpec, backend: SocketAddr) -> Option<Self> {
+        let check = &service.health;
+        let vip = service.vips.first();
+        let host = match &check.probe {
+            Probe::None => return None,
+            Probe::Tcp(_) | Probe::Udp(_) => String::new(),
+            Probe::Http(http) => http.host.clone().unwrap_or_else(|| authority(vip, 80)),
+            Probe::Https { http, .. } => http.host.clone().unwrap_or_else(|| authority(vip, 443)),
+            Probe::Grpc(grpc) => grpc.host.clone().unwrap_or_else(|| authority(vip, 0)),
+        };
+        let mut address = backend;
+        address.set_port(check.port.unwrap_or(backend.port()));
+        let through = vip.filter(|_| check.via == Via::Vip).map(|vip| (*vip, service.mode));
+        Some(Self { address, host, through, check: check.clone() })
+    }
+}
+
+/// The VIP as clients write it: without a port that goes without saying.
+fn authority(vip: Option<&Vip>, usual: u16) -> String {
+    let Some(vip) = vip else { return String::new() };
+    let whole = SocketAddr::new(vip.address, vip.port).to_string();
+    if vip.port != usual && vip.port != 0 {
+        return whole;
+    }
+    whole.rsplit_once(':').map_or(whole.clone(), |(address, _)| address.to_owned())
+}
+
+/// A backend's health has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The backend.
+    pub key: BackendKey,
+    /// What checks say now.
+    pub health: Health,
+    /// What the last check said.
+    pub reason: Cow<'static, str>,
 }
 
 /// The result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// The backend.
-    pub key: BackendKey,
     /// When it began.
     pub at: Timestamp,
     /// Whether the backend answered as it should.
@@ -49,9 +91,7 @@ pub struct Checked {
     /// How long it took.
     pub took: Duration,
     /// Why it failed; "ok" otherwise.
-    pub reason: String,
-    /// What checks say now.
-    pub health: Health,
+    pub reason: Cow<'static, str>,
 }
 
 /// Results in a row, and what they come to.
@@ -87,6 +127,12 @@ impl Tally {
         self.health
     }
 
+    /// The verdict.
+    #[must_use]
+    pub const fn health(&self) -> Health {
+        self.health
+    }
+
     /// Whether results speak against the verdict.
     #[must_use]
     pub const fn is_changing(&self) -> bool {
@@ -94,84 +140,10 @@ impl Tally {
     }
 }
 
-/// All running checks.
-pub struct Checker {
-    results: UnboundedSender<Checked>,
-    running: BTreeMap<BackendKey, (Target, JoinHandle<()>)>,
-}
-
-impl Checker {
-    /// Results go to `results`.
-    #[must_use]
-    pub fn new(results: UnboundedSender<Checked>) -> Self {
-        Self { results, running: BTreeMap::new() }
-    }
-
-    /// Probes these and no others; unchanged ones go on undisturbed, new ones begin with what `known` says of them.
-    pub fn set(&mut self, targets: Vec<Target>, known: impl Fn(&BackendKey) -> Health) {
-        let wanted: BTreeMap<_, _> = targets
-            .into_iter()
-            .filter(|target| target.check.probe != Probe::None)
-            .map(|target| (target.key.clone(), target))
-            .collect();
-        self.running.retain(|key, (target, task)| {
-            let stays = wanted.get(key) == Some(target);
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
-        for (key, target) in wanted {
-            let (results, health) = (self.results.clone(), known(&key));
-            self.running.entry(key).or_insert_with(|| {
-                let task = tokio::spawn(run(target.clone(), Tally::new(health), results));
-                (target, task)
-            });
-        }
-    }
-}
-
-impl Drop for Checker {
-    fn drop(&mut self) {
-        self.running.values().for_each(|(_, task)| task.abort());
-    }
-}
-
-async fn run(target: Target, mut tally: Tally, results: UnboundedSender<Checked>) {
-    // A backend that nobody knows is probed at once; the others begin spread over one interval.
-    if tally.health != Health::Unknown {
-        sleep(target.check.interval.mul_f64(random())).await;
-    }
-    loop {
-        let (at, begun) = (Timestamp::now(), Instant::now());
-        let outcome = probe::probe(&target).await;
-        let ok = outcome.is_ok();
-        let result = Checked {
-            key: target.key.clone(),
-            at,
-            ok,
-            took: begun.elapsed(),
-            reason: outcome.err().unwrap_or_else(|| "ok".to_owned()),
-            health: tally.take(ok, &target.check),
-        };
-        if results.send(result).is_err() {
-            return;
-        }
-        let pause = if tally.is_changing() { CHANGING.min(target.check.interval) } else { target.check.interval };
-        sleep(pause.mul_f64(0.9 + 0.2 * random())).await;
-    }
-}
-
-/// A number from 0 to 1, good enough to spread probes.
-fn random() -> f64 {
-    let word = RandomState::new().build_hasher().finish();
-    (word >> 11) as f64 / (1u64 << 53) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Protocol;
+    use crate::state::{Protocol, Source};
 
     fn run(start: Health, results: &str) -> String {
         let check = HealthCheck::default_for(Protocol::Tcp);
@@ -196,5 +168,22 @@ mod tests {
     fn the_first_result_settles_an_unknown_backend() {
         assert_eq!(run(Health::Unknown, "+"), "U");
         assert_eq!(run(Health::Unknown, "-"), "D");
+    }
+
+    #[test]
+    fn the_host_is_the_vip_as_clients_write_it() {
+        let host = |vip: &str, probe: &str| {
+            let mut service = ServiceSpec::new(vip.parse().unwrap(), Source::Cli);
+            service.health.probe = probe.parse().unwrap();
+            service.health.port = Some(9);
+            let target = Target::new(&service, "10.0.0.2:8080".parse().unwrap()).unwrap();
+            assert_eq!(target.address.port(), 9);
+            target.host
+        };
+        assert_eq!(host("10.0.0.1:80", "http"), "10.0.0.1");
+        assert_eq!(host("10.0.0.1:8080", "http"), "10.0.0.1:8080");
+        assert_eq!(host("[2001:db8::1]:443", "https"), "[2001:db8::1]");
+        assert_eq!(host("[2001:db8::1]:443", "grpc"), "[2001:db8::1]:443");
+        assert_eq!(host("10.0.0.1:80", "tcp"), "", "so that services can share a probe");
     }
 }

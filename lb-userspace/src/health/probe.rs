@@ -1,130 +1,97 @@
-//! One probe of one backend.
+//! One probe of one backend, and what went wrong in words.
 
-use std::{future::Future, time::Duration};
+use std::{borrow::Cow, future::Future, io, pin::pin, task::Poll, time::Duration};
 
-use http_body_util::Empty;
-use hyper::{Request, body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::{Instant, timeout_at};
 
-use super::Target;
+use super::{Target, grpc, http, tcp, udp};
 use crate::state::Probe;
 
+/// Why a probe failed: "STEP: WHY", or a status.
+pub type Why = Cow<'static, str>;
+
 /// Probes; the error says why in words.
-pub async fn probe(target: &Target) -> Result<(), String> {
-    let within = target.check.timeout;
+pub async fn probe(target: &Target) -> Result<(), Why> {
+    let clock = Clock::start(target.check.timeout);
+    if target.through.is_some() {
+        return Err("via vip: not in this version".into());
+    }
     match &target.check.probe {
         Probe::None => Ok(()),
-        Probe::Tcp(_) => limit(within, "connect", connect(target)).await.map(drop),
-        Probe::Http(http) => {
-            let stream = limit(within, "connect", connect(target)).await?;
-            limit(within, "http", get(stream, &target.host, &http.path)).await
+        Probe::Tcp(exchange) => tcp::check(target.address, exchange, clock).await,
+        Probe::Udp(exchange) => udp::check(target.address, exchange, clock).await,
+        Probe::Http(http) => http::check(target, http, None, clock).await,
+        Probe::Https { http, tls } => http::check(target, http, Some(tls), clock).await,
+        Probe::Grpc(grpc) => grpc::check(target, grpc, clock).await,
+    }
+}
+
+/// When the whole of a probe must be over.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    end: Instant,
+    limit: Duration,
+}
+
+impl Clock {
+    /// From now on.
+    pub fn start(limit: Duration) -> Self {
+        Self { end: Instant::now() + limit, limit }
+    }
+
+    /// One step of a probe, named in the error.
+    pub async fn step<T>(self, step: &'static str, work: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
+        match timeout_at(self.end, work).await {
+            Ok(done) => done.map_err(|why| format!("{step}: {why}").into()),
+            Err(_) => Err(self.late(step)),
         }
-        other => Err(format!("{}: not in this version", other.word())),
+    }
+
+    /// The same; `None` when the time is over.
+    pub async fn until_end<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        timeout_at(self.end, work).await.ok()
+    }
+
+    /// A step took too long.
+    pub fn late(self, step: &str) -> Why {
+        format!("{step}: timed out after {:?}", self.limit).into()
     }
 }
 
-async fn limit<T>(within: Duration, step: &str, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    match timeout(within, work).await {
-        Ok(done) => done.map_err(|why| format!("{step}: {why}")),
-        Err(_) => Err(format!("{step}: timed out after {within:?}")),
+/// The usual errors of sockets in the words that people look for.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub fn words(error: io::Error) -> Why {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ConnectionRefused => "connection refused".into(),
+        Kind::ConnectionReset | Kind::BrokenPipe => "connection reset".into(),
+        Kind::HostUnreachable => "no route to host".into(),
+        Kind::NetworkUnreachable => "network is unreachable".into(),
+        Kind::UnexpectedEof => "the connection was closed".into(),
+        Kind::TimedOut => "timed out".into(),
+        _ => match error.raw_os_error() {
+            Some(number) => nix::errno::Errno::from_raw(number).desc().into(),
+            None => error.to_string().into(),
+        },
     }
 }
 
-async fn connect(target: &Target) -> Result<TcpStream, String> {
-    TcpStream::connect(target.address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        std::io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
-        std::io::ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
-        _ => error.to_string(),
+/// Whether `wanted` is somewhere in `bytes`.
+pub fn holds(bytes: &[u8], wanted: &[u8]) -> bool {
+    wanted.is_empty() || bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+/// Works over a connection, which is itself a future that somebody has to drive.
+pub async fn over<T>(connection: impl Future, work: impl Future<Output = T>) -> T {
+    let (mut connection, mut work) = (pin!(connection), pin!(work));
+    let mut over = false;
+    std::future::poll_fn(|cx| {
+        // It may end first: what it got is still there for the work.
+        over = over || connection.as_mut().poll(cx).is_ready();
+        match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => Poll::Pending,
+        }
     })
-}
-
-/// GET; 200 to 399 is up, redirects are not followed.
-async fn get(stream: TcpStream, host: &str, path: &str) -> Result<(), String> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    let connection = tokio::spawn(connection);
-    let request = Request::get(path)
-        .header("Host", host)
-        .header("User-Agent", "lb-health")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    let answer = sender.send_request(request).await.map_err(|error| error.to_string());
-    connection.abort();
-    let status = answer?.status();
-    if (200..400).contains(&status.as_u16()) { Ok(()) } else { Err(format!("status {}", status.as_u16())) }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
-    };
-
-    use super::*;
-    use crate::{
-        reconcile::BackendKey,
-        state::{HealthCheck, Protocol},
-    };
-
-    fn target(address: SocketAddr, probe: Probe) -> Target {
-        let check =
-            HealthCheck { probe, timeout: Duration::from_millis(300), ..HealthCheck::default_for(Protocol::Tcp) };
-        Target { key: BackendKey { service: "web".into(), address }, address, host: "10.0.0.10".into(), check }
-    }
-
-    /// A server that reads a request and answers with `answer`, or never when that is empty.
-    async fn server(answer: &'static str) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = [0; 1024];
-                let read = stream.read(&mut request).await.unwrap_or(0);
-                if answer.is_empty() {
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                }
-                assert!(read == 0 || request.starts_with(b"GET /healthz"), "{}", String::from_utf8_lossy(&request));
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-        address
-    }
-
-    fn http() -> Probe {
-        "http:/healthz".parse().unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_listening_port_is_enough_for_tcp() {
-        let address = server("").await;
-        assert_eq!(probe(&target(address, Probe::tcp())).await, Ok(()));
-    }
-
-    #[tokio::test]
-    async fn a_closed_port_is_refused() {
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        for kind in [Probe::tcp(), http()] {
-            assert_eq!(probe(&target(closed, kind)).await, Err("connect: connection refused".into()));
-        }
-    }
-
-    #[tokio::test]
-    async fn http_status_decides() {
-        let up = server("HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n").await;
-        assert_eq!(probe(&target(up, http())).await, Ok(()));
-        let down = server("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").await;
-        assert_eq!(probe(&target(down, http())).await, Err("http: status 503".into()));
-    }
-
-    #[tokio::test]
-    async fn silence_and_garbage_are_down() {
-        let silent = server("").await;
-        assert_eq!(probe(&target(silent, http())).await, Err("http: timed out after 300ms".into()));
-        let garbage = server("SSH-2.0-x\r\n\r\n").await;
-        assert!(probe(&target(garbage, http())).await.unwrap_err().starts_with("http: "));
-    }
+    .await
 }

@@ -13,7 +13,7 @@ use lb_common::{
     maps::{self, VipKey, backend_flag, mode, on_empty, scheduler, vip_flag},
 };
 
-use super::{BackendKey, Observed, Tables, Usable, usable};
+use super::{BackendKey, Lingering, Observed, Tables, Usable, usable};
 use crate::{
     maglev::{self, Candidate},
     state::{Admin, BackendSpec, Desired, Health, IdleTimeouts, Mode, OnDown, OnEmpty, Probe, Scheduler, ServiceSpec},
@@ -38,7 +38,7 @@ pub fn compile(desired: &Desired, observed: &Observed) -> Tables {
     }
     for (key, lingering) in &observed.lingering {
         if let Some(id) = observed.backend_ids.get(key).filter(|id| !tables.backends.contains_key(id)) {
-            linger(*id, &lingering.value, lingering.reset, key, observed, &mut tables);
+            linger(*id, lingering, key, observed, &mut tables);
         }
     }
     compile_addresses(desired, observed, &mut tables);
@@ -115,7 +115,7 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
             (_, None) => Health::Unknown,
         };
         let value = maps::Backend {
-            flags: flags(service, backend, health, is_taker),
+            flags: flags(service, backend, health, verdict.is_some_and(|seen| seen.was_up), is_taker),
             down_since: verdict.filter(|_| health == Health::Down).map_or(0, |seen| seen.since),
             service: id,
             protocol: 0,
@@ -133,27 +133,44 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
 }
 
 /// A backend's bits. One that takes new flows although it is down keeps its old ones too.
-fn flags(service: &ServiceSpec, backend: &BackendSpec, health: Health, is_taker: bool) -> u32 {
-    let mut flags = backend_flag::USED;
-    flags |= match health {
-        Health::Up => backend_flag::UP,
-        Health::Down => backend_flag::DOWN,
-        Health::Unknown => 0,
-    };
+fn flags(service: &ServiceSpec, backend: &BackendSpec, health: Health, was_up: bool, is_taker: bool) -> u32 {
+    let mut flags = backend_flag::USED | health_flag(health, was_up);
     flags |= match backend.admin {
         Admin::Ready => 0,
         Admin::Drain => backend_flag::DRAIN,
         Admin::Maint => backend_flag::MAINT | backend_flag::RESET | backend_flag::MOVE_UDP,
     };
     if health == Health::Down && !is_taker {
-        flags |= backend_flag::MOVE_UDP;
-        flags |= match service.on_down {
+        flags |= when_down(on_down(service));
+    }
+    flags
+}
+
+/// What happens to flows of a service's backend that is down; whether it is silent is only seen when replies pass lb.
+#[must_use]
+pub fn on_down(service: &ServiceSpec) -> OnDown {
+    match (service.on_down, service.mode) {
+        (OnDown::Auto, Mode::Dsr | Mode::Ipip | Mode::Gue) => OnDown::Keep,
+        (said, _) => said,
+    }
+}
+
+const fn when_down(on_down: OnDown) -> u32 {
+    backend_flag::MOVE_UDP
+        | match on_down {
             OnDown::Auto => backend_flag::RESET_SILENT,
             OnDown::Reset => backend_flag::RESET,
             OnDown::Keep => 0,
-        };
+        }
+}
+
+const fn health_flag(health: Health, was_up: bool) -> u32 {
+    match (health, was_up) {
+        (Health::Up, _) => backend_flag::UP,
+        (Health::Down, false) => backend_flag::DOWN,
+        (Health::Down, true) => backend_flag::DOWN | backend_flag::FELL,
+        (Health::Unknown, _) => 0,
     }
-    flags
 }
 
 /// Idle timeouts in ticks.
@@ -207,18 +224,27 @@ fn snat_run(desired: &Desired, observed: &Observed, backend: IpAddr, tables: &mu
     (base as u32, run.len() as u16)
 }
 
-/// A removed backend whose flows go on: everything as it was, but for what must follow the network.
-fn linger(id: u32, value: &maps::Backend, reset: bool, key: &BackendKey, observed: &Observed, tables: &mut Tables) {
+/// A removed backend whose flows go on: everything as it was, but for what must follow the network and its health.
+fn linger(id: u32, lingering: &Lingering, key: &BackendKey, observed: &Observed, tables: &mut Tables) {
+    let Lingering { value, reset, on_down } = lingering;
     let hop = observed.next_hops.get(&key.address.ip()).filter(|hop| hop.ifindex != 0);
     let next_hop = hop.map_or(0, |hop| tables.next_hops.place(hop, &observed.next_hop_places));
     let mut flags = backend_flag::USED | backend_flag::REMOVED;
-    if reset {
-        flags |= backend_flag::RESET | backend_flag::MOVE_UDP;
+    let mut down_since = 0;
+    if let Some(seen) = observed.verdicts.get(key) {
+        flags |= health_flag(seen.health, seen.was_up);
+        if seen.health == Health::Down {
+            flags |= when_down(*on_down);
+            down_since = seen.since;
+        }
+    }
+    if *reset {
+        flags |= backend_flag::MAINT | backend_flag::RESET | backend_flag::MOVE_UDP;
     }
     if let Some(source) = observed.sources.get(&key.address.ip()) {
         tables.filter.insert(*source);
     }
-    tables.backends.insert(id, maps::Backend { flags, next_hop, ..*value });
+    tables.backends.insert(id, maps::Backend { flags, next_hop, down_since, ..*value });
 }
 
 /// VIPs and the entries that say what an address is.

@@ -7,8 +7,8 @@ mod compile;
 mod next_hops;
 mod usable;
 
-pub use compile::compile;
 pub(crate) use compile::words_of;
+pub use compile::{compile, on_down};
 pub use next_hops::NextHops;
 pub use usable::{Usable, usable};
 
@@ -19,7 +19,7 @@ use std::{
 
 use lb_common::maps;
 
-use crate::state::{Health, Vip};
+use crate::state::{Health, OnDown, Vip};
 
 /// Names one backend of one service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +73,8 @@ pub struct Lingering {
     pub value: maps::Backend,
     /// Its flows are to be reset.
     pub reset: bool,
+    /// What happens to its flows when checks say that it is down.
+    pub on_down: OnDown,
 }
 
 /// Everything that stands in the maps on the control plane's word; `dataplane::apply` makes it so.

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Desired, Facts, Mode, Probe, Scheduler, ServiceSpec, Vip};
+use super::{Desired, Facts, Mode, Scheduler, ServiceSpec, Via, Vip};
 use crate::{Error, Result};
 
 /// Everything that can be wrong with a new state. What stood before is not judged again: the world may have changed
@@ -77,8 +77,8 @@ fn supported(service: &ServiceSpec) -> Result<()> {
     if service.affinity.is_some() {
         return not_yet("--affinity".into(), "leave it out");
     }
-    if matches!(service.health.probe, Probe::Https { .. } | Probe::Grpc(_) | Probe::Udp(_)) {
-        return not_yet(format!("health '{}'", service.health.probe.word()), "--health tcp, or http on a plain port");
+    if service.health.via == Via::Vip {
+        return not_yet("health via 'vip'".into(), "via = \"backend\"");
     }
     Ok(())
 }
