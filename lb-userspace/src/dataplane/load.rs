@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{HashMap, Map, MapData, PerCpuArray},
 };
 use lb_common::{
@@ -95,12 +95,26 @@ impl DataPlane {
     }
 
     /// Loads the object against the maps pinned in `directory`, making those that are missing.
+    ///
+    /// The verifier writes no log, which would take as long as verifying; when it refuses the program, it is asked
+    /// again for its reason.
     fn start(directory: &Path, settings: &maps::Settings, log_level: u8) -> Result<Self> {
+        Self::load_object(directory, settings, log_level, VerifierLogLevel::DISABLE)
+            .or_else(|_| Self::load_object(directory, settings, log_level, VerifierLogLevel::VERBOSE))
+    }
+
+    fn load_object(
+        directory: &Path,
+        settings: &maps::Settings,
+        log_level: u8,
+        verifier: VerifierLogLevel,
+    ) -> Result<Self> {
         let paths: Vec<_> = name::PINNED.iter().map(|name| (*name, directory.join(name))).collect();
         let (buckets, buckets6) = (maps::buckets_for(settings.max_flows), maps::buckets_for(settings.max_flows6));
         let (mask, mask6) = (buckets - 1, buckets6 - 1);
         let mut loader = EbpfLoader::new();
         loader
+            .verifier_log_level(verifier)
             .map_max_entries(name::FLOWS4, settings.max_flows)
             .map_max_entries(name::INDEX4, buckets)
             .map_max_entries(name::FLOWS6, settings.max_flows6)
