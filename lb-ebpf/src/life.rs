@@ -19,6 +19,10 @@ pub enum Life {
     Done(Reason),
 }
 
+/// Ticks before a verdict in which a backend's packet still shows that it lives: a client's acknowledgement of it may
+/// come right after the verdict. A dead one has been silent for longer, since its checks had to fail first.
+const GRACE: i32 = 1;
+
 /// Takes a packet into its flow's life.
 #[inline(always)]
 pub fn step<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: &mut Found<F>) -> Life {
@@ -93,7 +97,7 @@ fn backend_gone<F: Path>(flow: &mut Flow<F>, backend: &Backend, packet: &Packet<
         return if flushed || flags & backend_flag::MOVE_UDP != 0 { Gone::Over } else { Gone::No };
     }
     // Nothing came from it since it fell.
-    let silent = backend.down_since.wrapping_sub(flow.head.seen_backend) as i32 >= 0;
+    let silent = backend.down_since.wrapping_sub(flow.head.seen_backend) as i32 > GRACE;
     let down = flags & backend_flag::RESET != 0 || (flags & backend_flag::RESET_SILENT != 0 && silent);
     if !flushed && !down {
         return Gone::No;

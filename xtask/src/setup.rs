@@ -23,7 +23,7 @@ pub enum Part {
 const BPF_LINKER: &str = "0.13.0";
 
 /// Programs that tests call, the Debian packages that have them, and why.
-const TOOLS: [(&str, &str, &str); 9] = [
+const TOOLS: [(&str, &str, &str); 11] = [
     ("ip", "iproute2", "network namespaces"),
     ("ethtool", "ethtool", "settings of veth pairs that native XDP needs"),
     ("sysctl", "procps", "a look at the balancer's ip_forward"),
@@ -31,6 +31,8 @@ const TOOLS: [(&str, &str, &str); 9] = [
     ("curl", "curl", "a client that never heard of lb"),
     ("nginx", "nginx", "backends that never heard of lb"),
     ("dnsmasq", "dnsmasq-base", "DNS servers that never heard of lb"),
+    ("openssl", "openssl", "certificates for servers whose health is checked, expired ones too"),
+    ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio", "a gRPC server whose health is checked"),
     ("wrk", "wrk", "requests without a pause, whose failures are counted"),
     ("iperf3", "iperf3", "a stream in which a stall shows"),
 ];

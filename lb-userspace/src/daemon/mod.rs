@@ -73,6 +73,8 @@ pub struct Daemon {
     checker: Checker,
     /// How backends are checked that are removed but whose flows go on.
     lingering_checks: BTreeMap<BackendKey, Target>,
+    /// Tables of services that were put in place.
+    table_builds: u64,
     /// Removed backends' flows are not counted before.
     next_count: Instant,
     sources: Sources,
@@ -158,7 +160,7 @@ impl Daemon {
             }
             Request::CountConnections { filter } => Ok(json!(self.connections(&filter)?.len())),
             Request::Flush { filter } => Ok(json!(self.flush(&filter)?)),
-            Request::Metrics => Ok(Value::String(crate::observe::metrics(&self.status()?, &self.drops()?))),
+            Request::Metrics => Ok(Value::String(crate::observe::metrics(&self.status()?, &self.measured()?))),
             Request::Change { change, force, dry_run } => self
                 .change(&change, force, dry_run)
                 .await
@@ -226,7 +228,7 @@ impl Daemon {
     /// Compiles and applies.
     fn apply(&mut self) -> Result<()> {
         let tables = compile(&self.desired, &self.observed);
-        self.plane.apply(&tables)?;
+        self.table_builds += self.plane.apply(&tables)?.tables as u64;
         self.observed.backend_ids.clone_from(&tables.backend_ids);
         self.observed.service_ids.clone_from(&tables.service_ids);
         self.observed.next_hop_places.clone_from(&tables.next_hops);

@@ -154,6 +154,7 @@ async fn start(
         checker: Checker::new(results)?,
         lingering_checks: BTreeMap::new(),
         next_count: Instant::now(),
+        table_builds: 0,
         sources: Sources::new(tell),
         state_sources_at: None,
         state,

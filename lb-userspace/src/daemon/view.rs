@@ -12,6 +12,7 @@ use crate::{
     Result,
     api::{Backend, Both, Conn, ConnFilter, Drop, FlowsStatus, InterfaceStatus, LastCheck, Service, Status},
     dataplane::{self, Counters, Flow, FlowCounts},
+    observe::Measured,
     reconcile::{BackendKey, Tables},
     state::{BackendSpec, Health, Probe, ServiceSpec},
 };
@@ -107,6 +108,21 @@ impl Daemon {
                 reason: check.reason.into_owned(),
             }),
         }
+    }
+
+    /// What metrics need besides the status.
+    pub(super) fn measured(&self) -> Result<Measured> {
+        let counters = self.plane.counters()?;
+        let refusals = self.observed.service_ids.iter();
+        let refusals = refusals.filter_map(|(name, id)| Some((name.clone(), *counters.refusals.get(id)?)));
+        let checks = super::keys(&self.desired).filter_map(|key| self.checker.totals(&key).map(|totals| (key, totals)));
+        Ok(Measured {
+            reasons: self.drops()?,
+            probes: self.checker.probes() as u64,
+            table_builds: self.table_builds,
+            refusals: refusals.collect(),
+            checks: checks.collect(),
+        })
     }
 
     /// Packets by reason, forwarded and passed ones too.

@@ -20,6 +20,8 @@ use crate::{Error, Result, error::Context as _, reconcile::Tables};
 pub struct Applied {
     /// Entries of maps that were written or removed.
     pub writes: usize,
+    /// Tables of services that were put in place.
+    pub tables: usize,
 }
 
 impl DataPlane {
@@ -31,6 +33,7 @@ impl DataPlane {
     pub fn apply(&mut self, tables: &Tables) -> Result<Applied> {
         let mut done = Applied::default();
         let placed = self.place(tables)?;
+        done.tables = placed.len();
         let applied = self.apply_in_order(tables, &placed, &mut done);
         // After a failure the maps are the truth of how far it came.
         self.applied = if applied.is_ok() { tables.clone() } else { self.standing(self.recover()) };

@@ -85,6 +85,7 @@ impl<F: Family> Clone for Records<F> {
 
 impl<F: Family> Records<F> {
     const SEQ: usize = std::mem::offset_of!(flow::Flow<F>, head) + std::mem::offset_of!(Head, seq);
+    const MODE: usize = std::mem::offset_of!(flow::Flow<F>, head) + std::mem::offset_of!(Head, mode);
     const STATE: usize = std::mem::offset_of!(flow::Flow<F>, head) + std::mem::offset_of!(Head, state);
 
     fn seq(&self, index: u32) -> u32 {
@@ -93,6 +94,10 @@ impl<F: Family> Records<F> {
 
     /// The flow in a record; `None` if there is none or it is just being written.
     fn get(&self, index: u32) -> Option<Flow> {
+        // Most records of most tables are free: that is seen in one word, which begins with the mode.
+        if self.0.read_u32(index, Self::MODE).to_ne_bytes()[Self::STATE - Self::MODE] == state::FREE {
+            return None;
+        }
         let seq = self.seq(index);
         fence(Ordering::Acquire);
         let record = self.0.read(index);

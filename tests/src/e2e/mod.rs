@@ -1,8 +1,10 @@
 //! A lab with the real `lb` in it: a client, a balancer, backends, one bridge.
 //!
-//! [`servers`] has what runs on the backends, [`clients`] what asks them. Everything ends, by its own process number,
+//! [`servers`] has what runs on the backends, [`clients`] what asks them, [`checked`] what health
+//! checks look at. Everything ends, by its own process number,
 //! when its owner is dropped.
 
+pub mod checked;
 pub mod clients;
 pub mod servers;
 

@@ -2,7 +2,10 @@
 
 mod announce;
 mod changes;
+mod down;
+mod ending;
 mod errors;
+mod health;
 mod life;
 mod network;
 mod topology;
