@@ -23,6 +23,7 @@ pub mod maglev;
 pub mod net;
 pub mod observe;
 pub mod reconcile;
+pub mod say;
 pub mod state;
 pub mod tls;
 

@@ -326,7 +326,7 @@ pub struct Filter {
     #[arg(long)]
     pub client: Option<IpAddr>,
     /// In this state: syn, syn-ack, established, fin-client, fin-backend, udp
-    #[arg(long)]
+    #[arg(long, value_parser = ["syn", "syn-ack", "established", "fin-client", "fin-backend", "udp"])]
     pub state: Option<String>,
     /// No more than this many
     #[arg(long)]

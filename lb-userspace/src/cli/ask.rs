@@ -13,6 +13,7 @@ use crate::{
     Error, Result,
     api::{Changed, Conn as Connection, ConnFilter, Drop, Request, Status, client::Client},
     error::Kind,
+    say,
     state::{Admin, BackendSpec, Change, Health, ServiceOptions, ServiceSpec, Source as Stated},
 };
 
@@ -146,7 +147,7 @@ async fn ask_conn(client: &Client, command: Conn, out: Output) -> Result<()> {
             let flushed: u64 = client.ask(&Request::Flush { filter }).await?;
             match out {
                 Output::Json => println!("{flushed}"),
-                Output::Table => println!("{flushed} connections: reset at their clients' next packet"),
+                Output::Table => say::sentence(&format!("{flushed} connections: reset at their clients' next packet")),
             }
         }
     }
@@ -181,11 +182,11 @@ fn find<'a>(status: &'a Status, wanted: Option<&str>) -> Result<&'a crate::api::
 async fn change(client: &Client, change: Change, force: bool, how: &How, until: Until, out: Output) -> Result<()> {
     let changed: Changed = client.ask(&Request::Change { change, force, dry_run: how.dry_run }).await?;
     for warning in &changed.warnings {
-        eprintln!("lb: warning: {warning}");
+        say::warning(warning);
     }
     match out {
         Output::Json => println!("{}", serde_json::json!(changed)),
-        Output::Table => changed.summary.iter().for_each(|sentence| println!("{sentence}")),
+        Output::Table => changed.summary.iter().for_each(|sentence| say::sentence(sentence)),
     }
     match how.wait {
         Some(wait) if !how.dry_run => wait_until(client, wait, &until).await,
@@ -215,7 +216,7 @@ async fn wait_until(client: &Client, wait: Wait, until: &Until) -> Result<()> {
             }
         };
         if shown != Some(left) {
-            eprintln!("{left} {what}");
+            say::progress(&format!("{left} {what}"));
             shown = Some(left);
         }
         if left == 0 {

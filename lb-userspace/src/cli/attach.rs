@@ -9,6 +9,7 @@ use crate::{
     daemon::{self, Announced, AttachOptions},
     dataplane::pins,
     net::Net,
+    say,
     state::{ServiceOptions, SettingsOptions, file::StateFile},
 };
 
@@ -39,6 +40,7 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
         log_level: typed.bpf_log,
         dry_run: typed.dry_run,
         force: typed.force,
+        json: arguments.output == Output::Json,
     })
     .await
 }
@@ -53,7 +55,7 @@ pub async fn detach(arguments: &Arguments, interfaces: Vec<String>) -> Result<()
     };
     match arguments.output {
         Output::Json => println!("{}", serde_json::json!(names)),
-        Output::Table => names.iter().for_each(|name| println!("{name}: detached")),
+        Output::Table => names.iter().for_each(|name| say::sentence(&format!("{name}: detached"))),
     }
     Ok(())
 }
@@ -79,7 +81,7 @@ async fn without_a_daemon(arguments: &Arguments, interfaces: Vec<String>) -> Res
         pins::remove_links(&arguments.bpffs, &interfaces)?;
         return Ok(interfaces);
     }
-    let state = StateFile::open(&arguments.state_dir)?;
+    let state = StateFile::open(&arguments.state_dir);
     Announced::open(&arguments.state_dir).withdraw(&Net::new()?).await?;
     let removed = pins::remove(&arguments.bpffs)?;
     state.forget()?;

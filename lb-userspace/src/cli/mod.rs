@@ -10,7 +10,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::{Error, error::Kind};
+use crate::{
+    Error,
+    error::Kind,
+    say::{self, Manner},
+};
 use arguments::{Arguments, Command, Output};
 
 /// Runs the command line of this process.
@@ -20,6 +24,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return usage(&error),
     };
+    say::set(Manner { json: arguments.output == Output::Json, quiet: arguments.quiet });
     start_log(&arguments);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -75,7 +80,20 @@ fn usage(error: &clap::Error) -> ExitCode {
     let what: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).collect();
     let what = what.join(" ");
     let what = what.trim().strip_prefix("error: ").unwrap_or(&what).trim().to_owned();
-    fail(&Error::usage(what).hint("lb --help, or lb COMMAND --help"), Output::Table)
+    // What was refused by a parser of ours says itself how to mend it.
+    let ours = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<Error>());
+    let hint =
+        ours.and_then(|error| error.hint.clone()).unwrap_or_else(|| "lb --help, or lb COMMAND --help".to_owned());
+    let output = if asks_for_json(std::env::args()) { Output::Json } else { Output::Table };
+    fail(&Error::usage(what).hint(hint), output)
+}
+
+/// Whether a command line that could not be understood asks for JSON.
+fn asks_for_json(arguments: impl Iterator<Item = String>) -> bool {
+    let words: Vec<String> = arguments.collect();
+    let whole = |word: &String| word == "-ojson" || word == "-o=json" || word == "--output=json";
+    words.iter().any(whole)
+        || words.windows(2).any(|pair| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json")
 }
 
 fn start_log(arguments: &Arguments) {

@@ -6,6 +6,7 @@ use crate::{
     Error, Result,
     dataplane::pins,
     net::{Interface, View},
+    say,
     state::XdpMode,
 };
 
@@ -15,7 +16,7 @@ pub(super) async fn others(view: &View, bpffs: &Path, named: &[String]) -> Vec<I
     let mut others = Vec::new();
     for name in pins::links(bpffs).into_iter().filter(|name| !named.contains(name)) {
         if let Ok(interface) = view.net().interface(&name).await {
-            println!("{name}: stays attached; `lb detach {name}` ends it");
+            say::sentence(&format!("{name}: stays attached; `lb detach {name}` ends it"));
             others.push(interface);
         }
     }
@@ -39,9 +40,9 @@ pub(super) fn refuse_other_mode(interfaces: &[Interface], bpffs: &Path, wanted: 
 /// The size of the flow table does not change under live flows.
 pub(super) fn warn_of_size(said: Option<u32>, stands: u32) {
     if let Some(said) = said.filter(|said| *said != stands) {
-        eprintln!(
-            "lb: warning: --max-flows {said}: the data path that is taken over keeps its table of {stands} flows; \
+        say::warning(&format!(
+            "--max-flows {said}: the data path that is taken over keeps its table of {stands} flows; \
              `sudo lb detach` first for another"
-        );
+        ));
     }
 }

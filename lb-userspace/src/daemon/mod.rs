@@ -4,6 +4,7 @@
 //! it up, [`view`] answers questions, [`network`] follows the network, [`registries`] what sources of
 //! backends say, this file changes things.
 
+mod admission;
 mod adopt;
 mod announce;
 mod checks;

@@ -10,19 +10,20 @@ use std::{
 use lb_common::{hash, maps::backend_flag};
 use tokio::sync::mpsc;
 
-use super::{Announced, Attachment, Daemon, adopt, network::LOOPBACK, view::verdict_of};
+use super::{Announced, Attachment, Daemon, admission, adopt, network::LOOPBACK, view::verdict_of};
 use crate::{
     Error, Result,
-    api::{client::Client, server},
-    dataplane::{DataPlane, LoadOptions, pins, program_name},
+    api::{Changed, client::Client, server},
+    dataplane::{DataPlane, LoadOptions, pins},
     discovery::{SourceSpec, Sources, Wanted},
-    doctor::private_mount_namespace,
+    doctor::{self, private_mount_namespace},
     health::Checker,
     net::{self, Changes, Interface, Net, View},
     reconcile::{self, BackendKey, Lingering, Observed, VerdictSeen},
+    say,
     state::{
-        Admin, BackendSpec, Change, Desired, Facts, OnDown, ServiceOptions, ServiceSpec, SettingsOptions, Source,
-        file::StateFile, words::parse_vip,
+        Admin, BackendSpec, Change, Desired, Facts, OnDown, Outcome, ServiceOptions, ServiceSpec, SettingsOptions,
+        Source, file::StateFile, words::parse_vip,
     },
 };
 
@@ -49,19 +50,18 @@ pub struct AttachOptions {
     pub dry_run: bool,
     /// Override the guards that may be overridden.
     pub force: bool,
+    /// Standard output is for JSON.
+    pub json: bool,
 }
 
 /// Attaches, and works until it is told to end.
 pub async fn attach(mut options: AttachOptions) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(
-            Error::failed("attach: lb loads programs into the kernel, which needs root").hint("sudo lb attach ..")
-        );
-    }
+    admission::able("attach")?;
     if Client::new(&options.socket).answers().await {
         return Err(Error::refused(format!("attach: a daemon answers on {} already", options.socket.display()))
             .hint("`lb status` shows it, `lb service add` adds to it, `lb detach` ends it"));
     }
+    admission::free(&options)?;
     if options.log_level > 0 {
         return Err(Error::usage("--bpf-log: the data path has no log yet in this version")
             .hint("`lb drops` counts every packet's reason, `lb conn list` shows connections"));
@@ -86,6 +86,7 @@ pub async fn attach(mut options: AttachOptions) -> Result<()> {
             .await
             .map_err(|error| Error { message: format!("--announce: {}", error.message), ..error })?;
     }
+    admission::not_foreign(&interfaces, &options.bpffs)?;
     let service = service(&options, &interfaces)?;
     let adopting = pins::exists(&options.bpffs);
     if adopting {
@@ -93,41 +94,60 @@ pub async fn attach(mut options: AttachOptions) -> Result<()> {
         options.settings.interfaces.extend(others.iter().map(|other| other.name.clone()));
         interfaces.extend(others);
     }
-    let state = StateFile::open(&options.state_dir)?;
+    let state = StateFile::open(&options.state_dir);
     let before = if adopting { state.load()?.unwrap_or_default() } else { Desired::default() };
     let change = Change::Attach { settings: Box::new(options.settings.clone()), service: service.map(Box::new) };
     let facts = facts(&mut view, &change, &interfaces, &options).await?;
     let outcome = before.change(&change, &facts, options.force)?;
     for warning in &outcome.warnings {
-        eprintln!("lb: warning: {warning}");
+        say::warning(warning);
     }
     if options.dry_run {
-        println!("{}", outcome.summary.join("\n"));
-        println!("lb: dry run: nothing was changed");
-        return Ok(());
+        return dry_run(&outcome, options.json);
     }
-    refuse_foreign(&interfaces, &options)?;
     adopt::refuse_other_mode(&interfaces, &options.bpffs, outcome.desired.settings.xdp)?;
+    state.prepare()?;
     if let Some(text) = private_mount_namespace() {
-        eprintln!(
-            "lb: warning: {text}; `ip netns exec` makes one, `nsenter --net=/run/netns/NAME lb attach ..` does not"
-        );
+        say::warning(&format!("{text}; {}", doctor::NSENTER));
     }
     let load = LoadOptions {
         bpffs: options.bpffs.clone(),
         max_flows: outcome.desired.settings.max_flows,
         log_level: options.log_level,
     };
-    let (plane, lost) = if adopting { DataPlane::adopt(&load)? } else { (DataPlane::load(&load)?, BTreeMap::new()) };
+    let loaded = if adopting {
+        DataPlane::adopt(&load)
+    } else {
+        let loaded = DataPlane::load(&load).map(|plane| (plane, BTreeMap::new()));
+        if loaded.is_err() {
+            state.forget()?;
+        }
+        loaded
+    };
+    let (plane, lost) = loaded?;
     adopt::warn_of_size(options.settings.max_flows, plane.flows().capacity());
     for (name, why) in &lost {
-        eprintln!("lb: warning: {name}: its link could not be taken over: {why}");
+        say::warning(&format!("{name}: its link could not be taken over: {why}"));
     }
-    let started = start(options.clone(), view, changes, plane, state, outcome.desired, interfaces).await;
+    let started = start(options.clone(), view, changes, plane, state.clone(), outcome.desired, interfaces).await;
     if started.is_err() && !adopting {
         pins::remove(&options.bpffs)?;
+        state.forget()?;
     }
     started
+}
+
+/// What would be done.
+fn dry_run(outcome: &Outcome, json: bool) -> Result<()> {
+    if json {
+        let Outcome { desired, warnings, summary } = outcome.clone();
+        let changed = Changed { generation: desired.generation, summary, warnings };
+        println!("{}", serde_json::json!(changed));
+        return Ok(());
+    }
+    outcome.summary.iter().for_each(|sentence| say::sentence(sentence));
+    say::sentence("lb: dry run: nothing was changed");
+    Ok(())
 }
 
 /// Makes the daemon, brings the maps up to date, attaches, and only then says that it is ready.
@@ -140,6 +160,7 @@ async fn start(
     desired: Desired,
     interfaces: Vec<Interface>,
 ) -> Result<()> {
+    let places = admission::hold(&options)?;
     let listener = server::bind(&options.socket).await?;
     let (results, incoming) = mpsc::unbounded_channel();
     let (tell, heard) = mpsc::unbounded_channel();
@@ -169,7 +190,7 @@ async fn start(
     }
     daemon.find_neighbours(super::network::NEIGHBOUR_LOOKS).await?;
     daemon.apply()?;
-    daemon.attach_all()?;
+    daemon.attach_all().await?;
     daemon.see_network().await?;
     daemon.state.save(&daemon.desired)?;
     if let Err(error) = daemon.announce().await {
@@ -181,23 +202,36 @@ async fn start(
     let (calls, requests) = mpsc::channel(64);
     tokio::spawn(server::serve(listener, calls));
     let ended = {
-        println!("lb: ready");
+        say::ready();
         daemon.run(requests, incoming, changes, heard).await
     };
+    drop(places);
     match std::fs::remove_file(&options.socket) {
         Ok(()) | Err(_) => ended,
     }
 }
 
 impl Daemon {
-    fn attach_all(&mut self) -> Result<()> {
+    async fn attach_all(&mut self) -> Result<()> {
+        let ours = self.plane.program_id()?;
         for (name, attachment) in &mut self.attached {
             let is_veth = attachment.interface.kind.as_deref() == Some("veth");
-            let done = self.plane.attach(name, attachment.interface.index, is_veth, attachment.xdp)?;
+            let index = attachment.interface.index;
+            let done = match self.plane.attach(name, index, is_veth, attachment.xdp) {
+                Ok(done) => done,
+                Err(error) => {
+                    // Without a link the program may hang on the interface all the same, and nobody would end it.
+                    let net = self.view.net();
+                    if net.interface(name).await.is_ok_and(|interface| interface.xdp_program == Some(ours)) {
+                        net.remove_xdp(index).await?;
+                    }
+                    return Err(error);
+                }
+            };
             attachment.xdp = done.xdp;
             match done.why {
-                Some(why) => println!("{name}: attached, {} ({why})", done.xdp),
-                None => println!("{name}: attached, {}", done.xdp),
+                Some(why) => say::sentence(&format!("{name}: attached, {} ({why})", done.xdp)),
+                None => say::sentence(&format!("{name}: attached, {}", done.xdp)),
             }
         }
         Ok(())
@@ -267,22 +301,6 @@ async fn facts(view: &mut View, change: &Change, attached: &[Interface], options
         routes,
         ..Facts::default()
     })
-}
-
-/// Another program on an interface is somebody else's.
-fn refuse_foreign(interfaces: &[Interface], options: &AttachOptions) -> Result<()> {
-    let ours = pins::links(&options.bpffs);
-    for interface in interfaces.iter().filter(|interface| !ours.contains(&interface.name)) {
-        if let Some(id) = interface.xdp_program {
-            let name = program_name(id).unwrap_or_else(|| "?".to_owned());
-            return Err(Error::refused(format!(
-                "attach {}: another XDP program is attached to it (id {id}, name '{name}')",
-                interface.name
-            ))
-            .hint(format!("end its owner; if it has none any more: sudo ip link set dev {} xdp off", interface.name)));
-        }
-    }
-    Ok(())
 }
 
 /// What the maps of an adopted data plane say: identities, verdicts, backends whose flows go on.

@@ -44,7 +44,7 @@ impl DataPlane {
         // Replies to a port that is about to be used must find its bit: first old and new bits, at the end the new.
         self.apply_filter(tables, true, done);
         self.apply_forwarding(tables, done)?;
-        self.apply_services(tables, placed, done);
+        self.apply_services(tables, placed, done)?;
         self.apply_vips(tables, done)?;
         self.apply_filter(tables, false, done);
         self.forget_removed(tables, done)
@@ -55,6 +55,13 @@ impl DataPlane {
         let zeros = vec![Plain(maps::Traffic::default()); aya::util::nr_cpus().unwrap_or(1)];
         let zeros = aya::maps::PerCpuValues::try_from(zeros).context("zero the counters of a backend")?;
         self.traffic.set(id, zeros, 0).context("zero the counters of a backend")
+    }
+
+    /// Nor are a service's refusals.
+    fn zero_refusals(&mut self, id: u32) -> Result<()> {
+        let zeros = vec![Plain(maps::Refusals::default()); aya::util::nr_cpus().unwrap_or(1)];
+        let zeros = aya::maps::PerCpuValues::try_from(zeros).context("zero the refusals of a service")?;
+        self.refusals.set(id, zeros, 0).context("zero the refusals of a service")
     }
 
     /// Writes new tables to free slots, where nobody looks yet; gives where each stands.
@@ -104,8 +111,11 @@ impl DataPlane {
         Ok(())
     }
 
-    fn apply_services(&mut self, tables: &Tables, placed: &BTreeMap<u32, u32>, done: &mut Applied) {
+    fn apply_services(&mut self, tables: &Tables, placed: &BTreeMap<u32, u32>, done: &mut Applied) -> Result<()> {
         for (id, service) in &tables.services {
+            if !self.applied.services.contains_key(id) {
+                self.zero_refusals(*id)?;
+            }
             let standing = self.services.read(*id);
             let slots = tables.slots.get(id).map_or(0, |slots| slots.len() as u32);
             let table = match placed.get(id) {
@@ -122,6 +132,7 @@ impl DataPlane {
                 done.writes += 1;
             }
         }
+        Ok(())
     }
 
     fn apply_vips(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {

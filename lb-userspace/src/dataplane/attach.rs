@@ -61,8 +61,8 @@ impl DataPlane {
         let id = program.attach_to_if_index(ifindex, flags).map_err(|error| explain(name, mode, &error))?;
         let link = program.take_link(id).context(format!("attach {name}"))?;
         let link = FdLink::try_from(link).map_err(|_| {
-            Error::failed(format!("attach {name}: the kernel made no BPF link"))
-                .hint("lb needs BPF links for XDP (Linux 5.9)")
+            Error::failed(format!("attach {name} ({mode}): the kernel refuses a BPF link for it"))
+                .hint("lb does not attach without one (it would end with the daemon): --xdp generic, or `lb doctor`")
         })?;
         link.pin(&pin).context(format!("pin the link of {name}"))?;
         Ok(Attached { xdp: mode, why: None })
@@ -98,6 +98,12 @@ fn explain(name: &str, mode: XdpMode, error: &ProgramError) -> Error {
         ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
         _ => None,
     };
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        words = format!("{words}: {cause}");
+        source = cause.source();
+    }
     let failed = |why: &str| Error::failed(format!("attach {name} ({mode}): {why}"));
     match code {
         Some(libc::EBUSY | libc::EEXIST) => {
@@ -108,7 +114,7 @@ fn explain(name: &str, mode: XdpMode, error: &ProgramError) -> Error {
         Some(libc::ERANGE) => failed("the MTU is too large for the driver's XDP").hint("a smaller MTU, or --xdp generic"),
         Some(libc::EPERM) => failed("not permitted").hint("lb needs root, or CAP_BPF and CAP_NET_ADMIN"),
         Some(libc::ENODEV) => failed("there is no such interface").hint("`ip link` lists them"),
-        _ => failed(&error.to_string()).hint("`lb doctor` looks for known obstacles"),
+        _ => failed(&words).hint("`lb doctor` looks for known obstacles"),
     }
 }
 

@@ -12,7 +12,6 @@ use aya::{
 };
 use lb_common::{
     LAYOUT_VERSION,
-    flow::{Bucket, Flow4, Flow6},
     maps::{self, name},
 };
 
@@ -221,40 +220,31 @@ fn mismatch(name: &str, found: &str, wanted: &str) -> Error {
         .hint("`sudo lb detach` removes the pinned data plane (its flows end)")
 }
 
-/// Keys and values of the pinned maps, in bytes: a map of another shape is never reused.
-const SHAPES: [(&str, usize, usize); 22] = [
-    (name::SETTINGS, 4, size_of::<maps::Settings>()),
-    (name::INTERFACES, 4, size_of::<maps::Interface>()),
-    (name::FILTER, 4, 8),
-    (name::PORTS, 4, 8),
-    (name::VIPS4, size_of::<maps::Vip4Key>(), size_of::<maps::Vip>()),
-    (name::VIPS6, size_of::<maps::Vip6Key>(), size_of::<maps::Vip>()),
-    (name::SERVICES, 4, size_of::<maps::Service>()),
-    (name::TABLES, 4, 8),
-    (name::BACKENDS, 4, size_of::<maps::Backend>()),
-    (name::NEXT_HOPS, 4, size_of::<maps::NextHop>()),
-    (name::NAT_PORTS, 4, 2),
-    (name::SNAT, 4, 16),
-    (name::FLOWS4, 4, size_of::<Flow4>()),
-    (name::INDEX4, 4, size_of::<Bucket>()),
-    (name::FLOWS6, 4, size_of::<Flow6>()),
-    (name::INDEX6, 4, size_of::<Bucket>()),
-    (name::REASONS, 4, 8),
-    (name::TRAFFIC, 4, size_of::<maps::Traffic>()),
-    (name::REFUSALS, 4, size_of::<maps::Refusals>()),
-    (name::CURSOR, 4, size_of::<maps::Cursor>()),
-    (name::PORT_CURSOR, 4, size_of::<maps::PortCursor>()),
-    (name::ICMP_TOKENS, 4, size_of::<maps::Bucket>()),
-];
-
-/// Compares every pinned map's shape with what this binary expects.
+/// Compares every pinned map with what this binary would make: a map of another shape is never reused. How large the
+/// flow tables are was decided when they were made.
 fn check_shapes(directory: &Path) -> Result<()> {
-    for (name, key, value) in SHAPES {
+    const SIZED_AT_START: [&str; 4] = [name::FLOWS4, name::INDEX4, name::FLOWS6, name::INDEX6];
+    let object = aya_obj::Object::parse(OBJECT).context("read the data path")?;
+    for name in name::PINNED {
+        let Some(wanted) = object.maps.get(name) else { continue };
         let info = pinned(directory, name)?.info().map_err(|error| super::map_error(name, error))?;
-        let found = (info.key_size() as usize, info.value_size() as usize);
-        if found != (key, value) {
+        let kind = aya::maps::MapType::try_from(
+            aya_obj::generated::bpf_map_type::try_from(wanted.map_type())
+                .map_err(|_| super::map_error(name, "of no known type"))?,
+        )
+        .map_err(|error| super::map_error(name, error))?;
+        let found = info.map_type().map_err(|error| super::map_error(name, error))?;
+        if found != kind {
+            return Err(mismatch(name, &format!("a {found:?}"), &format!("a {kind:?}")));
+        }
+        let (found, wanted_sizes) = ((info.key_size(), info.value_size()), (wanted.key_size(), wanted.value_size()));
+        if found != wanted_sizes {
             let words = |(key, value)| format!("keys of {key} and values of {value} bytes");
-            return Err(mismatch(name, &words(found), &words((key, value))));
+            return Err(mismatch(name, &words(found), &words(wanted_sizes)));
+        }
+        let (found, entries) = (info.max_entries(), wanted.max_entries());
+        if found != entries && !SIZED_AT_START.contains(&name) {
+            return Err(mismatch(name, &format!("{found} entries"), &entries.to_string()));
         }
     }
     Ok(())

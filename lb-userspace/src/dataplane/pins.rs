@@ -16,6 +16,9 @@ use crate::{Error, Result};
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPFFS: i64 = 0xcafe_4a11;
 
+/// Source of a BPF file system that lb mounted for itself, in /proc/mounts.
+const OWN: &str = "lb";
+
 /// What every link's pin begins with; the interface's name follows.
 pub const LINK: &str = "link-";
 /// The program's pin.
@@ -52,7 +55,9 @@ pub fn prepare(bpffs: &Path) -> Result<PathBuf> {
     if !on_bpffs(existing) {
         let at = if bpffs.starts_with("/sys/fs/bpf") { Path::new("/sys/fs/bpf") } else { bpffs };
         fs::create_dir_all(at).map_err(|error| cannot("make", at, &error))?;
-        mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
+        // Where lb mounts one for itself, its name says so, and the last detach takes it away.
+        let source = if at == bpffs { OWN } else { "bpf" };
+        mount(Some(source), at, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
             Error::failed(format!("mount a BPF file system on {}: {error}", at.display()))
                 .hint(format!("sudo mount -t bpf bpf {}", at.display()))
         })?;
@@ -68,7 +73,8 @@ fn on_bpffs(path: &Path) -> bool {
 
 fn cannot(what: &str, path: &Path, error: &io::Error) -> Error {
     let error = Error::failed(format!("{what} {}: {error}", path.display()));
-    error.hint("lb needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")
+    error
+        .hint("lb needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN), and a directory for its BPF file system: --bpffs")
 }
 
 /// Removes the links of some interfaces: forwarding ends there.
@@ -97,8 +103,24 @@ pub fn remove(bpffs: &Path) -> Result<Vec<String>> {
         }
         fs::remove_dir(&directory).map_err(|error| cannot("remove", &directory, &error))?;
     }
+    unmount_own(bpffs);
     // The directory above goes if nothing else is in it; it may be a mount, or another layout's.
     match fs::remove_dir(bpffs) {
         Ok(()) | Err(_) => Ok(interfaces),
+    }
+}
+
+/// Takes away a file system that lb mounted for itself and that nothing is left on.
+fn unmount_own(bpffs: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let ours = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).any(|words| {
+        words.first() == Some(&OWN) && words.get(1).map(Path::new) == Some(bpffs) && words.get(2) == Some(&"bpf")
+    });
+    let empty = fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_none());
+    if ours
+        && empty
+        && let Err(error) = nix::mount::umount(bpffs)
+    {
+        tracing::warn!(%error, directory = %bpffs.display(), "unmount");
     }
 }

@@ -1,13 +1,16 @@
 //! `lb doctor`: what stands in the way on this host, one line each, with the fix.
 
+mod interface;
+
 use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Error,
     api::{Request, Status, client::Client},
     dataplane::program_name,
-    net::{self, Interface, Net},
+    net::{self, Driver, Interface, Net},
 };
 
 /// How bad it is.
@@ -55,18 +58,18 @@ pub async fn examine(names: &[String], socket: &Path) -> crate::Result<Vec<Findi
         None => ok("mounts", "the host's own mount namespace: pins outlive the process"),
     });
     let interfaces = Net::new()?.interfaces().await?;
+    if let Some(missing) = names.iter().find(|name| interfaces.iter().all(|interface| interface.name != **name)) {
+        let known: Vec<_> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        return Err(Error::not_found(format!("interface {missing}: there is none of this name"))
+            .hint(format!("one of: {}", known.join(" "))));
+    }
     let chosen: Vec<_> = if names.is_empty() {
         interfaces.iter().filter(|interface| interface.up && interface.name != "lo").map(|i| i.name.clone()).collect()
     } else {
         names.to_vec()
     };
-    for name in &chosen {
-        match interfaces.iter().find(|interface| interface.name == *name) {
-            Some(interface) => findings.extend(examine_interface(interface)),
-            None => {
-                findings.push(finding(Level::Fail, name, "there is no such interface", Some("`ip link` lists them")));
-            }
-        }
+    for interface in interfaces.iter().filter(|interface| chosen.contains(&interface.name)) {
+        findings.extend(interface::examine(&facts(interface, &interfaces)));
     }
     if let Ok(status) = Client::new(socket).ask::<Status>(&Request::Status).await {
         findings.extend(examine_services(&status));
@@ -74,16 +77,26 @@ pub async fn examine(names: &[String], socket: &Path) -> crate::Result<Vec<Findi
     Ok(findings)
 }
 
+/// The running kernel's release, as in `uname -r`.
+#[must_use]
+pub fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether a kernel of this release has everything that lb needs.
+#[must_use]
+pub fn kernel_is_new_enough(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= KERNEL)
+}
+
 fn kernel() -> Finding {
-    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let text = text.trim();
-    let mut numbers = text.split(['.', '-']).map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= KERNEL => ok("kernel", format!("Linux {text}")),
-        _ => {
-            finding(Level::Fail, "kernel", format!("Linux {text} lacks bpf_loop or frags"), Some("Linux 6.1 or newer"))
-        }
+    let release = kernel_release();
+    if kernel_is_new_enough(&release) {
+        return ok("kernel", format!("Linux {release}"));
     }
+    let text = format!("Linux {release} is too old: attach refuses (it lacks bpf_loop, frags or coarse clocks)");
+    finding(Level::Fail, "kernel", text, Some("Linux 6.1 or newer"))
 }
 
 fn jit() -> Finding {
@@ -119,7 +132,8 @@ fn bpffs() -> Finding {
 }
 
 /// What to type instead of `ip netns exec`.
-const NSENTER: &str = "enter only the network namespace: nsenter --net=/run/netns/NAME lb ..";
+pub const NSENTER: &str =
+    "`ip netns exec` makes one; enter only the network namespace: nsenter --net=/run/netns/NAME lb ..";
 
 /// Says so if this process has a mount namespace of its own: pins made in it die with its last process.
 #[must_use]
@@ -129,36 +143,24 @@ pub fn private_mount_namespace() -> Option<String> {
     (own != first).then(|| "a private mount namespace: pins die with its last process".to_owned())
 }
 
-fn examine_interface(interface: &Interface) -> Vec<Finding> {
-    let name = interface.name.as_str();
-    let mut findings = Vec::new();
-    let mut warn = |text: String, fix: &str| findings.push(finding(Level::Warn, name, text, Some(fix)));
-    if !interface.up {
-        warn("down".to_owned(), &format!("sudo ip link set {name} up"));
+/// What the rules look at.
+fn facts(interface: &Interface, all: &[Interface]) -> interface::Facts {
+    let by_index = |index: Option<u32>| all.iter().find(|other| Some(other.index) == index);
+    let kind = |other: &Interface| other.kind.clone().unwrap_or_default();
+    let is_vlan = |other: &&Interface| other.kind.as_deref() == Some("vlan") && other.below == Some(interface.index);
+    let is_container = |other: &&Interface| other.kind.as_deref() == Some("veth") && other.elsewhere;
+    let names = |list: &mut dyn Iterator<Item = &Interface>| list.map(|other| other.name.clone()).collect::<Vec<_>>();
+    let program = interface.xdp_program.map(|id| (id, program_name(id).unwrap_or_else(|| "?".to_owned())));
+    interface::Facts {
+        driver: Driver::of(&interface.name, interface.index),
+        master: by_index(interface.master).map(|master| (master.name.clone(), kind(master))),
+        vlans: names(&mut all.iter().filter(is_vlan)),
+        parent: by_index(interface.below).map(|parent| parent.name.clone()),
+        containers: names(&mut all.iter().filter(is_container)),
+        foreign: program.filter(|(_, name)| name != "lb").map(|(id, name)| format!("id {id}, name '{name}'")),
+        contained: ["/.dockerenv", "/run/.containerenv"].iter().any(|path| Path::new(path).exists()),
+        interface: interface.clone(),
     }
-    match interface.kind.as_deref() {
-        Some("veth") => warn(
-            "a veth: native mode needs GRO or an XDP program at the far end, and whole checksums from there".to_owned(),
-            "--xdp generic (what auto takes), or at the far end: ethtool -K IFACE gro on tx off",
-        ),
-        Some("bond") => warn("a bond".to_owned(), "attach to the slaves, or check that the bond's mode has XDP"),
-        Some("vlan") => warn("a VLAN device: its XDP is generic".to_owned(), "attach to the parent"),
-        Some("bridge") => warn("a bridge: packets that it forwards do not pass here".to_owned(), "attach to its ports"),
-        _ => {}
-    }
-    if let Some(id) = interface.xdp_program {
-        let program = program_name(id).unwrap_or_else(|| "?".to_owned());
-        if program != "lb" {
-            warn(
-                format!("another XDP program is attached (id {id}, name '{program}')"),
-                "end its owner, or: ip link set dev IFACE xdp off",
-            );
-        }
-    }
-    if findings.is_empty() {
-        findings.push(ok(name, format!("up, MTU {}", interface.mtu)));
-    }
-    findings
 }
 
 fn examine_services(status: &Status) -> Vec<Finding> {
@@ -198,19 +200,18 @@ mod tests {
     }
 
     #[test]
-    fn traps_are_named_with_their_fix() {
-        let veth = Interface { name: "v0".into(), up: false, kind: Some("veth".into()), ..Interface::default() };
-        let findings = examine_interface(&veth);
-        assert_eq!(findings.len(), 2, "down, and a veth");
-        assert!(findings.iter().all(|finding| finding.fix.is_some() && finding.check == "v0"));
-        let sound = Interface { name: "eth0".into(), up: true, mtu: 1500, ..Interface::default() };
-        assert_eq!(examine_interface(&sound), [ok("eth0", "up, MTU 1500")]);
+    fn kernels_are_judged_by_their_release() {
+        for release in ["6.1.0-32-amd64", "6.1", "6.18.5", "7.3-rc1", "10.0"] {
+            assert!(kernel_is_new_enough(release), "{release}");
+        }
+        for release in ["5.10.0-32-amd64", "6.0.19", "4.19", "", "Linux"] {
+            assert!(!kernel_is_new_enough(release), "{release}");
+        }
     }
 
     #[tokio::test]
-    async fn a_missing_interface_is_a_failure() {
-        let findings = examine(&["nope0".to_owned()], Path::new("/nonexistent")).await.unwrap();
-        let missing = findings.iter().find(|finding| finding.check == "nope0").unwrap();
-        assert_eq!(missing.level, Level::Fail);
+    async fn a_missing_interface_is_an_error_that_names_those_that_are_there() {
+        let error = examine(&["nope0".to_owned()], Path::new("/nonexistent")).await.unwrap_err();
+        assert!(error.message.contains("nope0") && error.hint.unwrap().contains("lo"));
     }
 }

@@ -4,6 +4,7 @@
 //! socket sees the network namespace of the thread that opened it.
 
 mod announce;
+mod driver;
 mod listeners;
 mod prefixes;
 mod view;
@@ -25,6 +26,7 @@ use rtnetlink::{
 };
 
 pub use announce::announce;
+pub use driver::{Driver, xdp};
 pub use listeners::{Listener, listeners};
 pub use prefixes::Prefixes;
 pub use view::{Reached, View};
@@ -55,6 +57,12 @@ pub struct Interface {
     pub xdp_program: Option<u32>,
     /// How that program is attached: `Native` or `Generic`.
     pub xdp_mode: Option<XdpMode>,
+    /// Index of the bridge or bond that it is a part of.
+    pub master: Option<u32>,
+    /// Index of the device below it (a VLAN device's parent, a veth's far end).
+    pub below: Option<u32>,
+    /// The device below it is in another network namespace: a container's, as a rule.
+    pub elsewhere: bool,
 }
 
 /// How an address is reached.
@@ -190,6 +198,14 @@ impl Net {
         }
     }
 
+    /// Takes a program that hangs on an interface without a BPF link off it.
+    pub async fn remove_xdp(&self, ifindex: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.attributes.push(LinkAttribute::Xdp(vec![LinkXdp::Fd(-1)]));
+        self.handle.link().set(message).execute().await.context(format!("take XDP off interface {ifindex}"))
+    }
+
     /// Puts an address on a device, as a host's. An IPv6 one is usable at once and never a source of the host's own.
     pub async fn add_address(&self, ifindex: u32, address: IpAddr) -> Result<()> {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
@@ -250,6 +266,9 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Address(bytes) => interface.mac = <[u8; 6]>::try_from(&bytes[..]).unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Controller(index) => interface.master = Some(*index),
+            LinkAttribute::Link(index) => interface.below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => interface.elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 interface.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(word(kind)),

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -35,20 +35,27 @@ pub struct StateFile {
 }
 
 impl StateFile {
-    /// The state file in a directory, which is made if it is missing.
-    pub fn open(directory: &Path) -> Result<Self> {
+    /// The state file in a directory; nothing is made yet.
+    #[must_use]
+    pub fn open(directory: &Path) -> Self {
+        Self { path: directory.join("state.json") }
+    }
+
+    /// Makes the directory if it is missing.
+    pub fn prepare(&self) -> Result<()> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(directory).map_err(|error| {
             Error::failed(format!("make the state directory {}: {error}", directory.display()))
                 .hint("run as root, or choose another one with --state-dir")
-        })?;
-        Ok(Self { path: directory.join("state.json") })
+        })
     }
 
     /// What was saved; `None` if nothing was.
     pub fn load(&self) -> Result<Option<Desired>> {
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => return self.prepare().map(|()| None),
             Err(error) => return Err(self.error("read", &error)),
         };
         let format = serde_json::from_str::<Format>(&text).map_err(|error| self.unreadable(&error.to_string()))?;
@@ -74,6 +81,7 @@ impl StateFile {
     pub fn save(&self, desired: &Desired) -> Result<()> {
         let new = self.path.with_extension("json.new");
         let saved = Saved { format: FORMAT, generation: desired.generation, statements: desired.statements.clone() };
+        self.prepare()?;
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&new)?;
             serde_json::to_writer_pretty(&mut file, &saved)?;
@@ -85,11 +93,16 @@ impl StateFile {
         write().map_err(|error| self.error("write", &error))
     }
 
-    /// Removes it.
+    /// Removes it, and its directory if nothing else is in there.
     pub fn forget(&self) -> Result<()> {
         match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.error("remove", &error)),
-            _ => Ok(()),
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(self.error("remove", &error));
+            }
+            _ => {}
+        }
+        match fs::remove_dir(self.path.parent().unwrap_or(Path::new("/"))) {
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
@@ -118,7 +131,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded_and_forgotten() {
         let directory = tempfile::tempdir().unwrap();
-        let file = StateFile::open(&directory.path().join("deep/er")).unwrap();
+        let file = StateFile::open(&directory.path().join("deep/er"));
         assert_eq!(file.load().unwrap(), None);
         file.save(&some()).unwrap();
         file.save(&some()).unwrap();
@@ -137,7 +150,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_used_is_named_with_the_way_out() {
         let directory = tempfile::tempdir().unwrap();
-        let file = StateFile::open(directory.path()).unwrap();
+        let file = StateFile::open(directory.path());
         let cases = [
             ("{\"generation\": oops}", "line 1"),
             ("", "EOF"),

@@ -17,6 +17,7 @@ pub(super) fn check(
     force: bool,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
+    check_settings(old, new, facts, force, warnings)?;
     let vips = vip_addresses(new);
     let known_vips: BTreeSet<_> = old.services.values().flat_map(|service| &service.vips).collect();
     for service in new.services.values() {
@@ -32,6 +33,12 @@ pub(super) fn check(
             .hint("add a service in the new mode under another name, then remove this one"));
         }
         supported(service)?;
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = service.vips.iter().find(|vip| !seen.insert(**vip)) {
+            return Err(
+                Error::refused(format!("VIP {twice}: named twice in service {}", service.name)).hint("name it once")
+            );
+        }
         for vip in &service.vips {
             check_owner(*vip, service, new)?;
             if !known_vips.contains(vip) {
@@ -43,6 +50,36 @@ pub(super) fn check(
             check_backend(backend.address, &vips, facts)?;
             check_family(service, backend.address)?;
         }
+    }
+    Ok(())
+}
+
+/// Addresses and ports for NAT.
+fn check_settings(old: &Desired, new: &Desired, facts: &Facts, force: bool, warnings: &mut Vec<String>) -> Result<()> {
+    for address in new.settings.snat.iter().filter(|address| !old.settings.snat.contains(address)) {
+        if address.is_loopback() || address.is_unspecified() || address.is_multicast() || is_broadcast(*address) {
+            return Err(Error::refused(format!("--snat {address}: not an address that backends can answer to"))
+                .hint("a unicast address of this host"));
+        }
+        if !facts.host_addresses.contains(address) && !force {
+            let device = new.settings.interfaces.first().map_or("DEV", String::as_str);
+            let prefix = if address.is_ipv4() { 32 } else { 128 };
+            return Err(Error::refused(format!(
+                "--snat {address}: this host does not own it, so replies may go elsewhere"
+            ))
+            .hint(format!(
+                "sudo ip addr add {address}/{prefix} dev {device}; or --force, where the network routes it here"
+            )));
+        }
+    }
+    let (low, high) = facts.local_port_range;
+    if let Some((from, to)) = new.settings.snat_ports.filter(|ports| Some(*ports) != old.settings.snat_ports)
+        && from <= high
+        && low <= to
+    {
+        warnings.push(format!(
+            "--snat-ports {from}-{to}: overlaps ip_local_port_range ({low}-{high}); replies to connections of this host's own to a backend may be taken for lb's"
+        ));
     }
     Ok(())
 }

@@ -130,6 +130,12 @@ impl Setup {
         Ok(self.lab.plug(&self.balancer, device, switch, address, 1500)?)
     }
 
+    /// The binary `lb`.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// A command `lb ...` on the balancer; another `instance` than "" has a socket, a state and pins of its own.
     #[must_use]
     pub fn command(&self, instance: &str, arguments: &str) -> Command {

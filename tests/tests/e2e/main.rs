@@ -8,5 +8,6 @@ mod errors;
 mod health;
 mod life;
 mod network;
+mod output;
 mod topology;
 mod traffic;
