@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::problem::Problem;
+
 /// Result of everything that a person may have to read about.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -46,12 +48,15 @@ pub struct Error {
     /// What to do about it, where there is something to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// All that is wrong in a config file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
 }
 
 impl Error {
     /// A failure of the given sort.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self { kind, message: message.into(), hint: None, problems: Vec::new() }
     }
 
     /// Something did not work.
@@ -72,6 +77,17 @@ impl Error {
     /// A named thing does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, message)
+    }
+
+    /// As it is printed for people: `lb: WHAT: WHY`, and the hint; all problems of a file before it.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let hint = |hint: &Option<String>| hint.as_ref().map(|hint| format!("hint: {hint}"));
+        let problems = self
+            .problems
+            .iter()
+            .flat_map(|problem| std::iter::once(format!("lb: {problem}")).chain(hint(&problem.hint)));
+        problems.chain([format!("lb: {}", self.message)]).chain(hint(&self.hint)).collect()
     }
 
     /// The same with what to do about it.

@@ -1,6 +1,6 @@
 //! lb's control plane: everything around the kernel program.
 //!
-//! **A change** comes from the command line ([`cli`]) through the API ([`api`]) to the daemon's one state task
+//! **A change** comes from the command line ([`cli`]) or a config file ([`config`]) through the API ([`api`]) to the daemon's one state task
 //! ([`daemon`]), which checks it ([`state`]), compiles desired state and observations into tables ([`reconcile`]) and
 //! applies the difference to the maps ([`dataplane`], the only module that touches aya).
 //!
@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod demo;

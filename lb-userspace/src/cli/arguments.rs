@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::state::{
     IdleTimeouts, Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, ServiceOptions, XdpMode,
-    words::{BackendList, parse_duration, parse_list},
+    words::{BackendList, parse_duration, parse_list, parse_ports},
 };
 
 /// A layer-4 load balancer in the Linux kernel
@@ -53,6 +53,22 @@ pub enum Output {
 pub enum Command {
     /// Attach to interfaces and balance
     Attach(Box<Attach>),
+    /// Attach and balance as a config file says, for a supervisor: SIGHUP reads it again, SIGTERM leaves the data path
+    /// running
+    Daemon {
+        /// The config file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Override the guards that may be overridden
+        #[arg(long)]
+        force: bool,
+    },
+    /// Whether a config file is right; it is only read
+    Check {
+        /// The config file
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
     /// End forwarding on interfaces, or on all; without a daemon too
     Detach { interfaces: Vec<String> },
     /// See it work: a lab in network namespaces, real traffic, a backend killed before your eyes
@@ -88,9 +104,12 @@ pub enum Command {
 
 #[derive(Clone, Debug, Args)]
 pub struct Attach {
-    /// Interfaces that packets come in and leave by
-    #[arg(required = true)]
+    /// Interfaces that packets come in and leave by; default: those of the config file
+    #[arg(required_unless_present = "config")]
     pub interfaces: Vec<String>,
+    /// A config file; flags say more, or count before what it says of the same
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// [ADDR:]PORT[/tcp|udp]; default: the interface's address and the port that all backends share
     #[arg(long)]
     pub vip: Vec<String>,
@@ -174,15 +193,6 @@ pub enum Wait {
 
 fn parse_wait(text: &str) -> crate::Result<Wait> {
     if text.is_empty() { Ok(Wait::Forever) } else { parse_duration(text).map(Wait::For) }
-}
-
-fn parse_ports(text: &str) -> crate::Result<(u16, u16)> {
-    let wrong = || crate::Error::usage(format!("'{text}' is not a range of ports (LO-HI, as in 20000-29999)"));
-    let (low, high) = text.split_once('-').ok_or_else(wrong)?;
-    match (low.parse(), high.parse()) {
-        (Ok(low), Ok(high)) if 0 < low && low <= high => Ok((low, high)),
-        _ => Err(wrong()),
-    }
 }
 
 #[derive(Clone, Debug, Default, Args)]
@@ -364,6 +374,10 @@ mod tests {
             "lb attach eth0 eth1 --vip 10.0.0.1:80 --vip 53/udp --backends 10.0.0.2:80=5 --xdp native --announce",
             "lb attach eth0 --announce=lo --snat 10.0.0.8,10.0.0.9 --snat-ports 2000-2999 --max-flows 4096 --on-exit keep",
             "lb attach eth0 --bpf-log 3 --dry-run --force --health http:/up --on-down reset --on-empty drop --name web",
+            "lb attach --config /etc/lb.toml",
+            "lb attach eth0 --config /etc/lb.toml --backends 10.0.0.2:80",
+            "lb daemon --config /etc/lb.toml",
+            "lb check -f lb.toml -o json",
             "lb detach",
             "lb detach eth0 -o json",
             "lb source list -o json",
@@ -401,6 +415,8 @@ mod tests {
     fn wrong_lines_are_refused_with_the_word_that_is_wrong() {
         let lines = [
             ("lb attach", "INTERFACES"),
+            ("lb daemon", "--config"),
+            ("lb check", "--file"),
             ("lb attach eth0 --backends 10.0.0.2", "port is missing"),
             ("lb attach eth0 --backends 10.0.0.2:80,10.0.0.2:80", "named twice"),
             ("lb attach eth0 --xdp fast", "'fast' is not a XDP mode"),

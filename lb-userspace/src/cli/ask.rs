@@ -46,7 +46,12 @@ pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
         Command::Service(service) => return ask_service(&client, *service, out).await,
         Command::Backend(backend) => return ask_backend(&client, backend, out).await,
         Command::Conn(conn) => return ask_conn(&client, conn, out).await,
-        Command::Attach(_) | Command::Detach { .. } | Command::Demo { .. } | Command::Doctor { .. } => {}
+        Command::Attach(_)
+        | Command::Daemon { .. }
+        | Command::Check { .. }
+        | Command::Detach { .. }
+        | Command::Demo { .. }
+        | Command::Doctor { .. } => {}
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `lb attach` and `lb detach`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use super::arguments::{Arguments, Attach, Output};
 use crate::{
@@ -20,7 +20,6 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
         return Err(Error::usage(format!("attach: interface {twice} is named twice")).hint("name it once"));
     }
     let backends = typed.backends.unwrap_or_default();
-    let announce = typed.announce.map(|device| if device.is_empty() { typed.interfaces[0].clone() } else { device });
     daemon::attach(AttachOptions {
         socket: arguments.socket.clone(),
         state_dir: arguments.state_dir.clone(),
@@ -28,7 +27,7 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
         settings: SettingsOptions {
             interfaces: typed.interfaces,
             xdp: typed.xdp,
-            announce,
+            announce: typed.announce,
             snat: typed.snat,
             snat_ports: typed.snat_ports,
             max_flows: typed.max_flows,
@@ -38,9 +37,30 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
         backends: backends.fixed,
         options: ServiceOptions { discovery: Some(backends.sources), ..typed.service.into() },
         log_level: typed.bpf_log,
+        config: typed.config,
+        daemon: false,
         dry_run: typed.dry_run,
         force: typed.force,
         json: arguments.output == Output::Json,
+    })
+    .await
+}
+
+/// `lb daemon`.
+pub async fn daemon(arguments: &Arguments, config: PathBuf, force: bool) -> Result<()> {
+    daemon::attach(AttachOptions {
+        socket: arguments.socket.clone(),
+        state_dir: arguments.state_dir.clone(),
+        bpffs: arguments.bpffs.clone(),
+        settings: SettingsOptions::default(),
+        vips: Vec::new(),
+        backends: Vec::new(),
+        options: ServiceOptions::default(),
+        log_level: 0,
+        config: Some(config),
+        daemon: true,
+        dry_run: false,
+        force,
     })
     .await
 }
@@ -49,7 +69,11 @@ pub async fn attach(arguments: &Arguments, typed: Attach) -> Result<()> {
 pub async fn detach(arguments: &Arguments, interfaces: Vec<String>) -> Result<()> {
     let client = Client::new(&arguments.socket);
     let names: Vec<String> = if client.answers().await {
-        client.ask(&Request::Detach { interfaces }).await?
+        let names = client.ask(&Request::Detach { interfaces }).await?;
+        if !pins::exists(&arguments.bpffs) || client.send(&Request::Status).await.is_err() {
+            daemon::wait_free(&arguments.state_dir).await;
+        }
+        names
     } else {
         without_a_daemon(arguments, interfaces).await?
     };

@@ -4,6 +4,7 @@
 mod arguments;
 mod ask;
 mod attach;
+mod check;
 mod print;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ pub fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> crate::Result<()> {
     match arguments.command.clone() {
         Command::Attach(attach) => attach::attach(&arguments, *attach).await,
+        Command::Daemon { config, force } => attach::daemon(&arguments, config, force).await,
+        Command::Check { file } => check::check(&arguments, &file),
         Command::Detach { interfaces } => attach::detach(&arguments, interfaces).await,
         Command::Demo { keep } => crate::demo::run(keep).await,
         Command::Doctor { interfaces } => {
@@ -54,12 +57,7 @@ async fn run(arguments: Arguments) -> crate::Result<()> {
 fn fail(error: &Error, output: Output) -> ExitCode {
     match output {
         Output::Json => eprintln!("{}", serde_json::json!({ "error": error })),
-        Output::Table => {
-            eprintln!("lb: {}", error.message);
-            if let Some(hint) = &error.hint {
-                eprintln!("hint: {hint}");
-            }
-        }
+        Output::Table => error.lines().iter().for_each(|line| eprintln!("{line}")),
     }
     ExitCode::from(error.kind.exit_code())
 }

@@ -1,24 +1,13 @@
 //! What is asked before anything is touched: may this process do it, can this kernel, and has nobody else the place.
 
-use std::{
-    fs::{File, TryLockError},
-    path::Path,
-};
+use std::path::Path;
 
-use super::start::AttachOptions;
 use crate::{
     Error, Result,
     dataplane::{pins, program_name},
     doctor,
     net::Interface,
 };
-
-/// What a daemon holds while it runs: its pins and its state are nobody else's. The kernel lets go of them when the
-/// process ends, however it ends.
-#[derive(Debug)]
-pub(super) struct Places {
-    _held: Vec<File>,
-}
 
 /// Whether this process and this kernel can do it at all.
 pub(super) fn able(command: &str) -> Result<()> {
@@ -32,36 +21,6 @@ pub(super) fn able(command: &str) -> Result<()> {
             .hint("lb needs Linux 6.1 or newer"));
     }
     Ok(())
-}
-
-/// Whether another daemon, on another socket, has the same pins or the same saved state.
-pub(super) fn free(options: &AttachOptions) -> Result<()> {
-    hold(options).map(drop)
-}
-
-/// Takes them; the directories must be there.
-pub(super) fn hold(options: &AttachOptions) -> Result<Places> {
-    let pins = lock(&pins::directory(&options.bpffs), "data plane", "--bpffs")?;
-    let state = lock(&options.state_dir, "saved state", "--state-dir")?;
-    Ok(Places { _held: pins.into_iter().chain(state).collect() })
-}
-
-fn lock(directory: &Path, what: &str, flag: &str) -> Result<Option<File>> {
-    // Nobody has what is not there.
-    let Ok(file) = File::open(directory) else { return Ok(None) };
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => {
-            let text = format!("attach: another daemon has the {what} in {}", directory.display());
-            Err(Error::refused(text).hint(format!(
-                "talk to it by its own --socket; a second instance needs {flag} of its own (and --socket, --state-dir, --bpffs)"
-            )))
-        }
-        Err(TryLockError::Error(error)) => {
-            tracing::debug!(%error, directory = %directory.display(), "lock");
-            Ok(None)
-        }
-    }
 }
 
 /// Another program on an interface is somebody else's, and so is another lb's.

@@ -8,12 +8,16 @@ mod admission;
 mod adopt;
 mod announce;
 mod checks;
+mod lock;
 mod network;
+mod notify;
 mod registries;
+mod reload;
 mod start;
 mod view;
 
 pub use announce::Announced;
+pub use lock::wait_free;
 pub use start::{AttachOptions, attach};
 
 use std::{
@@ -25,11 +29,12 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
 
+use self::{lock::Locks, notify::Notify};
 use crate::{
     Error, Result,
     api::{Changed, Request, server::Call},
@@ -44,6 +49,8 @@ use crate::{
 
 /// How often flows of removed backends are counted.
 const ROUND: Duration = Duration::from_secs(1);
+/// How often a supervisor is told how things stand, unless it asks for more.
+const STATUS: Duration = Duration::from_secs(5);
 
 /// Most verdicts that are applied together.
 const MOST_VERDICTS: usize = 65_536;
@@ -86,6 +93,16 @@ pub struct Daemon {
     /// Why a VIP could not be announced.
     announce_trouble: Option<String>,
     started: Instant,
+    /// The config file, if there is one.
+    config: Option<PathBuf>,
+    /// Why the file as it is now is not what counts.
+    reload_trouble: Option<String>,
+    /// What reading it last warned of.
+    file_warnings: Vec<String>,
+    /// A signal leaves the data path running.
+    keep: bool,
+    notify: Notify,
+    _locks: Locks,
 }
 
 /// Why the daemon ends.
@@ -112,6 +129,13 @@ impl Daemon {
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut safety = interval(network::SAFETY);
         safety.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Without a file SIGHUP ends the process, as ever; the data path goes on.
+        let mut hangup =
+            self.config.is_some().then(|| signal(SignalKind::hangup())).transpose().context("watch for SIGHUP")?;
+        let mut watchdog = interval(self.notify.every().unwrap_or(STATUS));
+        watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let status = self.in_a_line();
+        self.notify.ready(&status);
         let end = loop {
             tokio::select! {
                 Some((request, answer)) = calls.recv() => {
@@ -132,12 +156,15 @@ impl Daemon {
                     self.tick_sources();
                 }
                 _ = safety.tick() => self.look_around().await,
+                _ = hung_up(&mut hangup) => self.reload().await,
+                _ = watchdog.tick() => self.tell_supervisor(),
                 _ = interrupt.recv() => break End::Signal,
                 _ = terminate.recv() => break End::Signal,
             }
         };
-        let keep = matches!(end, End::Signal) && self.desired.settings.on_exit == OnExit::Keep;
-        if keep {
+        self.notify.stopping();
+        let keep = self.keep || self.desired.settings.on_exit == OnExit::Keep;
+        if matches!(end, End::Signal) && keep {
             eprintln!("lb: the data path goes on; `sudo lb attach` takes it over, `sudo lb detach` ends it");
             return Ok(());
         }
@@ -150,6 +177,12 @@ impl Daemon {
         tokio::time::sleep(Duration::from_millis(50)).await;
         eprintln!("lb: detached");
         Ok(())
+    }
+
+    fn tell_supervisor(&mut self) {
+        self.notify.alive();
+        let status = self.in_a_line();
+        self.notify.status(&status);
     }
 
     async fn answer(&mut self, request: Request) -> Result<Value> {
@@ -317,6 +350,16 @@ impl Daemon {
             self.attached.remove(name);
         }
         Ok(chosen)
+    }
+}
+
+/// Waits for SIGHUP, for ever if it is not watched for.
+async fn hung_up(hangup: &mut Option<Signal>) {
+    match hangup {
+        Some(hangup) => {
+            hangup.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }
 

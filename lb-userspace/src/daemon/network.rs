@@ -131,7 +131,7 @@ impl Daemon {
 
     /// What the operator should know about interfaces and the ways to the backends.
     pub(super) fn network_warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.file_warnings();
         for (name, attachment) in &self.attached {
             if let Some(trouble) = &attachment.trouble {
                 warnings.push(format!("{name}: the interface is back, but cannot be attached again: {trouble}"));

@@ -10,10 +10,17 @@ use std::{
 use lb_common::{hash, maps::backend_flag};
 use tokio::sync::mpsc;
 
-use super::{Announced, Attachment, Daemon, admission, adopt, network::LOOPBACK, view::verdict_of};
+use super::{
+    Announced, Attachment, Daemon, admission, adopt,
+    lock::{self, Locks},
+    network::LOOPBACK,
+    notify::Notify,
+    view::verdict_of,
+};
 use crate::{
     Error, Result,
     api::{Changed, client::Client, server},
+    config::Config,
     dataplane::{DataPlane, LoadOptions, pins},
     discovery::{SourceSpec, Sources, Wanted},
     doctor::{self, private_mount_namespace},
@@ -23,7 +30,7 @@ use crate::{
     say,
     state::{
         Admin, BackendSpec, Change, Desired, Facts, OnDown, Outcome, ServiceOptions, ServiceSpec, SettingsOptions,
-        Source, file::StateFile, words::parse_vip,
+        Source, Statement, file::StateFile, words::parse_vip,
     },
 };
 
@@ -46,6 +53,10 @@ pub struct AttachOptions {
     pub options: ServiceOptions,
     /// Level of the data path's log.
     pub log_level: u8,
+    /// The config file.
+    pub config: Option<PathBuf>,
+    /// `lb daemon`: saved state is taken up after a reboot too, and a signal leaves the data path running.
+    pub daemon: bool,
     /// Say what it would do, and do nothing.
     pub dry_run: bool,
     /// Override the guards that may be overridden.
@@ -56,49 +67,54 @@ pub struct AttachOptions {
 
 /// Attaches, and works until it is told to end.
 pub async fn attach(mut options: AttachOptions) -> Result<()> {
-    admission::able("attach")?;
-    if Client::new(&options.socket).answers().await {
-        return Err(Error::refused(format!("attach: a daemon answers on {} already", options.socket.display()))
-            .hint("`lb status` shows it, `lb service add` adds to it, `lb detach` ends it"));
-    }
-    admission::free(&options)?;
-    if options.log_level > 0 {
-        return Err(Error::usage("--bpf-log: the data path has no log yet in this version")
-            .hint("`lb drops` counts every packet's reason, `lb conn list` shows connections"));
-    }
+    admission::able(if options.daemon { "daemon" } else { "attach" })?;
+    let config = options.config.as_deref().map(Config::read).transpose()?;
+    let log_level = log_level(&options, config.as_ref())?;
+    let state = StateFile::open(&options.state_dir);
+    let client = Client::new(&options.socket);
+    let locks = lock::take(&client, &options.socket, &options.state_dir, &options.bpffs).await?;
+    let adopting = pins::exists(&options.bpffs);
+    let before = before(&options, &state, adopting)?;
     // Before the first look, so that nothing is missed between the two.
     let changes = net::watch()?;
     let mut view = View::new(Net::new()?);
-    let mut interfaces = Vec::new();
-    for name in &options.settings.interfaces {
-        interfaces.push(view.net().interface(name).await?);
+    let mut interfaces = interfaces(&view, &options, config.as_ref(), &before).await?;
+    if adopting {
+        let named: Vec<_> = interfaces.iter().map(|interface| interface.name.clone()).collect();
+        let others = adopt::others(&view, &options.bpffs, &named).await;
+        if !options.settings.interfaces.is_empty() {
+            options.settings.interfaces.extend(others.iter().map(|other| other.name.clone()));
+        }
+        interfaces.extend(others);
     }
-    if let Some(loopback) = interfaces.iter().find(|interface| interface.index == LOOPBACK) {
-        return Err(Error::refused(format!(
-            "attach {}: the loopback device carries only this host's own traffic",
-            loopback.name
+    admission::not_foreign(&interfaces, &options.bpffs)?;
+    let service = service(&options, &interfaces)?;
+    if let (Some(service), Some(config)) = (&service, &config)
+        && config.services.iter().any(|other| other.name == service.name)
+    {
+        return Err(Error::usage(format!(
+            "attach: the flags and the config file both describe service {}",
+            service.name
         ))
-        .hint("name the interface that clients come in by"));
+        .hint("describe it in one of them; or give the flags' service another --name"));
     }
-    if let Some(device) = &options.settings.announce {
+    let mut wanted = Vec::new();
+    if !options.daemon {
+        let settings = Box::new(options.settings.clone());
+        wanted.push(Change::Attach { settings, service: service.map(Box::new) });
+    }
+    wanted.extend(config.iter().map(Config::statement));
+    let facts = facts(&mut view, &wanted, &interfaces, &options).await?;
+    let outcome = all(before, &wanted, &facts, options.force).map_err(|error| match (&options.config, &config) {
+        (Some(file), Some(config)) => config.located(file, error),
+        _ => error,
+    })?;
+    if let Some(device) = &outcome.desired.settings.announce {
         view.net()
             .interface(device)
             .await
             .map_err(|error| Error { message: format!("--announce: {}", error.message), ..error })?;
     }
-    admission::not_foreign(&interfaces, &options.bpffs)?;
-    let service = service(&options, &interfaces)?;
-    let adopting = pins::exists(&options.bpffs);
-    if adopting {
-        let others = adopt::others(&view, &options.bpffs, &options.settings.interfaces).await;
-        options.settings.interfaces.extend(others.iter().map(|other| other.name.clone()));
-        interfaces.extend(others);
-    }
-    let state = StateFile::open(&options.state_dir);
-    let before = if adopting { state.load()?.unwrap_or_default() } else { Desired::default() };
-    let change = Change::Attach { settings: Box::new(options.settings.clone()), service: service.map(Box::new) };
-    let facts = facts(&mut view, &change, &interfaces, &options).await?;
-    let outcome = before.change(&change, &facts, options.force)?;
     for warning in &outcome.warnings {
         say::warning(warning);
     }
@@ -110,11 +126,7 @@ pub async fn attach(mut options: AttachOptions) -> Result<()> {
     if let Some(text) = private_mount_namespace() {
         say::warning(&format!("{text}; {}", doctor::NSENTER));
     }
-    let load = LoadOptions {
-        bpffs: options.bpffs.clone(),
-        max_flows: outcome.desired.settings.max_flows,
-        log_level: options.log_level,
-    };
+    let load = LoadOptions { bpffs: options.bpffs.clone(), max_flows: outcome.desired.settings.max_flows, log_level };
     let loaded = if adopting {
         DataPlane::adopt(&load)
     } else {
@@ -129,9 +141,11 @@ pub async fn attach(mut options: AttachOptions) -> Result<()> {
     for (name, why) in &lost {
         say::warning(&format!("{name}: its link could not be taken over: {why}"));
     }
-    let started = start(options.clone(), view, changes, plane, state.clone(), outcome.desired, interfaces).await;
+    let locks = locks.and_new(&options.state_dir, &options.bpffs)?;
+    let bpffs = options.bpffs.clone();
+    let started = start(options, view, changes, plane, state.clone(), outcome, interfaces, locks).await;
     if started.is_err() && !adopting {
-        pins::remove(&options.bpffs)?;
+        pins::remove(&bpffs)?;
         state.forget()?;
     }
     started
@@ -150,17 +164,83 @@ fn dry_run(outcome: &Outcome, json: bool) -> Result<()> {
     Ok(())
 }
 
+/// Level of the data path's log: of the flags, else of the file.
+fn log_level(options: &AttachOptions, config: Option<&Config>) -> Result<u8> {
+    let level = if options.log_level > 0 { options.log_level } else { config.and_then(|c| c.log_level).unwrap_or(0) };
+    if level > 0 {
+        return Err(Error::usage("--bpf-log: the data path has no log yet in this version")
+            .hint("`lb drops` counts every packet's reason, `lb conn list` shows connections"));
+    }
+    Ok(level)
+}
+
+/// What was wanted before. Flags are of one command line: for a daemon that has none they set nothing any more.
+fn before(options: &AttachOptions, state: &StateFile, adopting: bool) -> Result<Desired> {
+    let saved = if adopting || options.daemon { state.load()?.unwrap_or_default() } else { Desired::default() };
+    if !options.daemon {
+        return Ok(saved);
+    }
+    let mut statements = saved.statements;
+    let flags = Statement { settings: SettingsOptions::default(), ..statements.of(&Source::Flags) };
+    statements.restate(Source::Flags, flags);
+    Ok(Desired::new(saved.generation, statements))
+}
+
+/// The interfaces that are wanted: of the flags, else of the file, else those that were.
+async fn interfaces(
+    view: &View,
+    options: &AttachOptions,
+    config: Option<&Config>,
+    before: &Desired,
+) -> Result<Vec<Interface>> {
+    let said = [
+        &options.settings.interfaces,
+        config.map_or(&options.settings.interfaces, |config| &config.settings.interfaces),
+        &before.settings.interfaces,
+    ];
+    let Some(names) = said.into_iter().find(|names| !names.is_empty()) else {
+        return Err(Error::usage("attach: no interface is named")
+            .hint("interfaces = [\"IFACE\"] at the top of the file, or name it on the command line"));
+    };
+    let mut interfaces = Vec::new();
+    for name in names {
+        interfaces.push(view.net().interface(name).await?);
+    }
+    if let Some(loopback) = interfaces.iter().find(|interface| interface.index == LOOPBACK) {
+        return Err(Error::refused(format!(
+            "attach {}: the loopback device carries only this host's own traffic",
+            loopback.name
+        ))
+        .hint("name the interface that clients come in by"));
+    }
+    Ok(interfaces)
+}
+
+/// Several changes after one another, or none.
+fn all(before: Desired, changes: &[Change], facts: &Facts, force: bool) -> Result<Outcome> {
+    let mut all = Outcome { desired: before, warnings: Vec::new(), summary: Vec::new() };
+    for change in changes {
+        let next = all.desired.change(change, facts, force)?;
+        all.desired = next.desired;
+        all.warnings.extend(next.warnings);
+        all.summary.extend(next.summary);
+    }
+    Ok(all)
+}
+
 /// Makes the daemon, brings the maps up to date, attaches, and only then says that it is ready.
+#[expect(clippy::too_many_arguments, reason = "they are the parts that the daemon is made of")]
 async fn start(
     options: AttachOptions,
     view: View,
     changes: mpsc::Receiver<Changes>,
     plane: DataPlane,
     state: StateFile,
-    desired: Desired,
+    outcome: Outcome,
     interfaces: Vec<Interface>,
+    locks: Locks,
 ) -> Result<()> {
-    let places = admission::hold(&options)?;
+    let Outcome { desired, warnings, .. } = outcome;
     let listener = server::bind(&options.socket).await?;
     let (results, incoming) = mpsc::unbounded_channel();
     let (tell, heard) = mpsc::unbounded_channel();
@@ -182,6 +262,12 @@ async fn start(
         announced: Announced::open(&options.state_dir),
         announce_trouble: None,
         started: Instant::now(),
+        file_warnings: if options.config.is_some() { warnings } else { Vec::new() },
+        config: options.config,
+        reload_trouble: None,
+        keep: options.daemon,
+        notify: Notify::from_environment(),
+        _locks: locks,
     };
     for interface in interfaces {
         // Tables first: the interface is only told of when it is attached.
@@ -205,7 +291,6 @@ async fn start(
         say::ready();
         daemon.run(requests, incoming, changes, heard).await
     };
-    drop(places);
     match std::fs::remove_file(&options.socket) {
         Ok(()) | Err(_) => ended,
     }
@@ -288,9 +373,10 @@ fn common_port(backends: &[(SocketAddr, u16)], sources: &[SourceSpec]) -> Result
     }
 }
 
-async fn facts(view: &mut View, change: &Change, attached: &[Interface], options: &AttachOptions) -> Result<Facts> {
+async fn facts(view: &mut View, changes: &[Change], attached: &[Interface], options: &AttachOptions) -> Result<Facts> {
     let interfaces = view.interfaces().await?;
-    let routes = view.routes(&change.backends().iter().map(SocketAddr::ip).collect()).await?.clone();
+    let backends = changes.iter().flat_map(Change::backends).map(|backend| backend.ip()).collect();
+    let routes = view.routes(&backends).await?.clone();
     Ok(Facts {
         host_addresses: interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect(),
         listeners: net::listeners(),

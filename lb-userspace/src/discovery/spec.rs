@@ -441,7 +441,7 @@ impl<'de> Deserialize<'de> for SourceSpec {
 }
 
 /// Bytes that cannot stand for themselves: those that end a word, a target or a value.
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {

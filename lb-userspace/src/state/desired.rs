@@ -224,6 +224,9 @@ impl From<SettingsOptions> for Settings {
     fn from(said: SettingsOptions) -> Self {
         let default = Self::default();
         let SettingsOptions { interfaces, xdp, announce, snat, snat_ports, max_flows, on_exit } = said;
+        // An empty name stands for the first interface.
+        let announce =
+            announce.and_then(|device| if device.is_empty() { interfaces.first().cloned() } else { Some(device) });
         Self {
             interfaces,
             xdp: xdp.unwrap_or(default.xdp),

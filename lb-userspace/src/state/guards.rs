@@ -218,3 +218,13 @@ pub(super) fn check_backend(address: SocketAddr, vips: &BTreeSet<IpAddr>, facts:
 pub(super) fn vip_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
     desired.services.values().flat_map(|service| &service.vips).map(|vip| vip.address).collect()
 }
+
+/// What can be said against a VIP without a look at the host.
+pub(crate) fn check_vip_alone(vip: Vip) -> Result<()> {
+    check_vip(vip, &Desired::default(), &Facts::default(), false, &mut Vec::new())
+}
+
+/// What can be said against a backend without a look at the host.
+pub(crate) fn check_backend_alone(address: SocketAddr, vips: &BTreeSet<IpAddr>) -> Result<()> {
+    check_backend(address, vips, &Facts::default())
+}

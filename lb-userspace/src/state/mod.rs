@@ -8,7 +8,7 @@ pub mod change;
 pub mod check;
 pub mod desired;
 pub mod file;
-mod guards;
+pub(crate) mod guards;
 pub mod idle;
 pub mod statements;
 pub mod words;

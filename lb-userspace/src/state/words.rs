@@ -369,20 +369,55 @@ fn why_not_a_place(text: &str) -> String {
     }
 }
 
-/// Parses a time: a number and a unit, as in `500ms`, `30s`, `10m`, `2h`, `1d`.
+/// Parses a time: numbers with units, as in `500ms`, `30s`, `10m`, `2h4m`, `1d`.
 pub fn parse_duration(text: &str) -> Result<Duration> {
-    let wrong = || Error::usage(format!("'{text}' is not a time")).hint("a number and a unit: 500ms, 30s, 10m, 2h, 1d");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let millis = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
+    let wrong =
+        || Error::usage(format!("'{text}' is not a time")).hint("numbers with units: 500ms, 30s, 10m, 2h4m, 1d");
+    let (mut rest, mut sum) = (text, 0_u64);
+    loop {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit = &rest[digits..];
+        let unit = &unit[..unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len())];
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        sum = number.checked_mul(millis).and_then(|part| sum.checked_add(part)).ok_or_else(wrong)?;
+        rest = &rest[digits + unit.len()..];
+        if rest.is_empty() {
+            return Ok(Duration::from_millis(sum));
+        }
+    }
+}
+
+/// Parses a size: a number, or one with a unit of 1024 (`64k`, `1M`, `2G`).
+pub fn parse_size(text: &str) -> Result<u64> {
+    let wrong = || Error::usage(format!("'{text}' is not a size")).hint("a number, or with a unit: 262144, 256k, 1M");
+    let (number, factor) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'M') => (&text[..text.len() - 1], 1 << 20),
+        Some(b'G') => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
     };
-    Ok(Duration::from_millis(number.checked_mul(millis).ok_or_else(wrong)?))
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)
+}
+
+/// Parses a range of ports: `LO-HI`.
+pub fn parse_ports(text: &str) -> Result<(u16, u16)> {
+    let wrong = || Error::usage(format!("'{text}' is not a range of ports")).hint("LO-HI, as in 20000-29999");
+    let (low, high) = text.split_once('-').ok_or_else(wrong)?;
+    match (low.parse(), high.parse()) {
+        (Ok(low), Ok(high)) if 0 < low && low <= high => Ok((low, high)),
+        _ => Err(wrong()),
+    }
 }
 
 #[cfg(test)]
@@ -451,10 +486,29 @@ mod tests {
             let error = parse_list(text).unwrap_err();
             assert!(error.message.contains(word) && error.hint.is_some(), "'{text}': {error:?}");
         }
-        for text in ["", "5", "ms", "1w", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615d"] {
+        for text in [
+            "",
+            "5",
+            "ms",
+            "1w",
+            "-1s",
+            "1.5s",
+            "2h4",
+            "h2m",
+            "1h ",
+            "1h-2m",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
             assert!(parse_duration(text).unwrap_err().message.contains("is not a time"), "'{text}'");
         }
-        assert_eq!(parse_duration("90s").unwrap(), Duration::from_secs(90));
+        for (time, millis) in [("90s", 90_000), ("2h4m", 7_440_000), ("1m500ms", 60_500), ("0s", 0), ("0s5ms", 5)] {
+            assert_eq!(parse_duration(time).unwrap(), Duration::from_millis(millis), "{time}");
+        }
+        for text in ["", "k", "1.5M", "-1", "1T", "0x10", "99999999999999999999", "18446744073709551615k"] {
+            assert!(parse_size(text).unwrap_err().message.contains("is not a size"), "'{text}'");
+        }
+        assert_eq!(["7", "64k", "1M"].map(|size| parse_size(size).unwrap()), [7, 65_536, 1_048_576]);
         assert!("nta".parse::<Mode>().unwrap_err().hint.unwrap().contains("nat"));
     }
 

@@ -162,10 +162,17 @@ impl Setup {
 
     /// Starts a command that stays, as `lb attach`, and waits for the last line of its start.
     pub fn start(&self, instance: &str, arguments: &str) -> Result<Server> {
+        self.start_in(instance, arguments, &[])
+    }
+
+    /// The same with more in its environment.
+    pub fn start_in(&self, instance: &str, arguments: &str, environment: &[(&str, &str)]) -> Result<Server> {
         let log = self.directory().join(format!("lb{instance}.log"));
         let errors = OpenOptions::new().create(true).append(true).open(&log)?;
         let begun = std::fs::metadata(&log)?.len();
-        let mut child = self.command(instance, arguments).stdout(Stdio::piped()).stderr(errors).spawn()?;
+        let mut command = self.command(instance, arguments);
+        command.envs(environment.iter().copied());
+        let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn()?;
         let said = child.stdout.take().context("standard output")?;
         let server = Server::new(child);
         for line in BufReader::new(said).lines() {

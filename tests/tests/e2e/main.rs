@@ -2,6 +2,7 @@
 
 mod announce;
 mod changes;
+mod config;
 mod down;
 mod ending;
 mod errors;

@@ -1,4 +1,5 @@
 //! End-to-end tests that depend on timing: one after the other, with the machine to themselves.
 
 mod churn;
+mod reload;
 mod survival;

@@ -1,0 +1,39 @@
+//! `lb check`: whether a config file is right.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::arguments::{Arguments, Output};
+use crate::{
+    Result,
+    config::Config,
+    state::{Desired, Facts},
+};
+
+/// Reads a file and says what is wrong in it. What depends on this host (addresses, routes, listeners) is only looked at
+/// when the file is used.
+pub fn check(arguments: &Arguments, file: &Path) -> Result<()> {
+    let checked = Config::read(file).and_then(|config| {
+        let outcome = Desired::default().change(&config.statement(), &Facts::default(), false);
+        outcome.map(|outcome| outcome.desired).map_err(|error| config.located(file, error))
+    });
+    let (services, backends, sources) = checked.as_ref().map_or((0, 0, 0), |desired| {
+        let services = desired.services.values();
+        let backends = services.clone().map(|service| service.backends.len()).sum::<usize>();
+        (services.len(), backends, services.map(|service| service.discovery.len()).sum::<usize>())
+    });
+    match arguments.output {
+        Output::Json => {
+            let problems = checked.as_ref().err().map(|error| error.problems.clone()).unwrap_or_default();
+            let counts = json!({ "services": services, "backends": backends, "sources": sources });
+            println!("{}", json!({ "file": file, "ok": checked.is_ok(), "problems": problems, "counts": counts }));
+        }
+        Output::Table if checked.is_ok() => {
+            let from = if sources > 0 { format!(", {sources} sources of more") } else { String::new() };
+            println!("{}: right: {services} services, {backends} backends{from}", file.display());
+        }
+        Output::Table => {}
+    }
+    checked.map(drop)
+}

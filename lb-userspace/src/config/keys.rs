@@ -1,0 +1,561 @@
+//! Every key that a config file may have: the one list that the reader, the JSON Schema, the reference in
+//! docs/configuration.md and "did you mean" are made from.
+
+/// A table of the file.
+#[derive(Debug)]
+pub struct Table {
+    /// As in `[service.health]`; empty for the top of the file.
+    pub path: &'static str,
+    /// What it is about, in a sentence.
+    pub help: &'static str,
+    /// Its keys in the order of the documentation.
+    pub keys: &'static [Key],
+}
+
+/// A key of a table.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What it may be.
+    pub kind: Kind,
+    /// What counts when it is left out, in words; empty = it must be there.
+    pub default: &'static str,
+    /// What it does, in a sentence or two.
+    pub help: &'static str,
+    /// A value as it is written in the file.
+    pub example: &'static str,
+    /// What people call it elsewhere.
+    pub also: &'static [&'static str],
+}
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A number and a unit.
+    Time,
+    /// A number, or text with a unit of 1024.
+    Size,
+    /// A whole number in this range.
+    Number(i64, i64),
+    /// True or false.
+    Flag,
+    /// A list.
+    List(&'static Kind),
+    /// One, or a list.
+    Some(&'static Kind),
+    /// Any of these.
+    Either(&'static [Kind]),
+    /// A table.
+    Table(&'static Table),
+    /// A table, or a list of tables: `[[...]]`.
+    Tables(&'static Table),
+}
+
+impl Table {
+    /// The key of this name.
+    #[must_use]
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// The whole name of a key of this table.
+    #[must_use]
+    pub fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// This table and those in it, each once.
+    #[must_use]
+    pub fn all(&'static self) -> Vec<&'static Self> {
+        fn of(kind: &Kind, found: &mut Vec<&'static Table>) {
+            match kind {
+                Kind::List(inner) | Kind::Some(inner) => of(inner, found),
+                Kind::Either(kinds) => kinds.iter().for_each(|kind| of(kind, found)),
+                Kind::Table(table) | Kind::Tables(table) => {
+                    if found.iter().all(|known| known.path != table.path) {
+                        found.push(table);
+                        table.keys.iter().for_each(|key| of(&key.kind, found));
+                    }
+                }
+                Kind::Text | Kind::Word(_) | Kind::Time | Kind::Size | Kind::Number(..) | Kind::Flag => {}
+            }
+        }
+        let mut found = vec![self];
+        self.keys.iter().for_each(|key| of(&key.kind, &mut found));
+        found
+    }
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, example: &'static str, help: &'static str) -> Key {
+    Key { name, kind, default, help, example, also: &[] }
+}
+
+impl Key {
+    const fn also(mut self, words: &'static [&'static str]) -> Self {
+        self.also = words;
+        self
+    }
+}
+
+/// The top of the file.
+pub static FILE: Table = Table {
+    path: "",
+    help: "The balancer itself. These keys stand at the top of the file, before the first `[..]` or `[[..]]`.",
+    keys: &[
+        key(
+            "interfaces",
+            Kind::Some(&Kind::Text),
+            "those of the command line",
+            r#"["eth0"]"#,
+            "Interfaces that packets come in and leave by. The first is the one for announcements.",
+        )
+        .also(&["interface", "iface", "dev", "device"]),
+        key(
+            "xdp",
+            Kind::Word(&["auto", "native", "generic"]),
+            "auto",
+            r#""native""#,
+            "How the program is attached: in the driver, in the network stack, or whichever works.",
+        ),
+        key(
+            "announce",
+            Kind::Either(&[Kind::Flag, Kind::Text]),
+            "false",
+            r#""lo""#,
+            "Put the VIPs on this device (true: the first interface) and tell the neighbours; taken away on detach.",
+        ),
+        key(
+            "snat",
+            Kind::Some(&Kind::Text),
+            "none besides the route's own",
+            r#"["10.0.0.8", "10.0.0.9"]"#,
+            "More addresses that NAT may use towards the backends; each gives as many connections again.",
+        ),
+        key(
+            "snat_ports",
+            Kind::Text,
+            "1024-65535 minus the host's own",
+            r#""20000-29999""#,
+            "Lowest and highest port that NAT may use.",
+        )
+        .also(&["ports"]),
+        key(
+            "max_flows",
+            Kind::Size,
+            "262144",
+            r#""1M""#,
+            "Size of the flow table, 64 to 4194303; its memory is reserved at start. A running data path keeps its size.",
+        )
+        .also(&["flows", "max_connections", "maxconn"]),
+        key(
+            "on_exit",
+            Kind::Word(&["detach", "keep"]),
+            "detach",
+            r#""keep""#,
+            "What ending `lb attach` does to the data path. `lb daemon` always leaves it running.",
+        ),
+        key(
+            "bpf_log",
+            Kind::Number(0, 5),
+            "0",
+            "3",
+            "Level of the data path's own log: 0 is off, 5 says most. For debugging: it costs much.",
+        ),
+        key(
+            "idle",
+            Kind::Table(&IDLE),
+            "see below",
+            r#"{ established = "1h" }"#,
+            "Idle timeouts of services that have none of their own.",
+        )
+        .also(&["timeouts", "idle_timeouts"]),
+        key("service", Kind::Tables(&SERVICE), "none", "", "A service; there may be many.").also(&[
+            "services", "listen", "virtual_server", "frontend", "server",
+        ]),
+    ],
+};
+
+/// `[[service]]`.
+pub static SERVICE: Table = Table {
+    path: "service",
+    help: "One service: VIPs, and who serves them. Written `[[service]]`, once for each.",
+    keys: &[
+        key("name", Kind::Text, "its first VIP", r#""web""#, "What it is called in commands and output.").also(&["id"]),
+        key(
+            "vip",
+            Kind::Some(&Kind::Text),
+            "",
+            r#""10.0.0.10:80""#,
+            "ADDR:PORT that clients talk to, or a list; `/udp` for UDP; IPv6 in brackets; port 0: every port, the backend keeps it.",
+        )
+        .also(&["vips", "listen", "bind", "address", "addr", "virtual_ip", "port"]),
+        key(
+            "mode",
+            Kind::Word(&["nat", "dnat", "dsr", "ipip", "gue"]),
+            "nat",
+            r#""nat""#,
+            "How packets reach the backends; see docs/modes.",
+        )
+        .also(&["method", "forward", "lb_kind"]),
+        key(
+            "scheduler",
+            Kind::Word(&["maglev", "round-robin", "least-conn", "source-hash", "random"]),
+            "maglev",
+            r#""least-conn""#,
+            "How a new connection picks a backend. The words of IPVS (rr, wrr, lc, wlc, sh) do too.",
+        )
+        .also(&["balance", "algorithm", "policy", "lb_algo"]),
+        key(
+            "affinity",
+            Kind::Time,
+            "off",
+            r#""10m""#,
+            "The same client address gets the same backend, until it has been silent for this long.",
+        )
+        .also(&["sticky", "persistence", "persistence_timeout", "session_affinity"]),
+        key(
+            "on_down",
+            Kind::Word(&["auto", "reset", "keep"]),
+            "auto",
+            r#""reset""#,
+            "What happens to TCP connections of a backend that is down. auto: reset those that it no longer answers.",
+        ),
+        key(
+            "on_empty",
+            Kind::Word(&["reject", "drop"]),
+            "reject",
+            r#""drop""#,
+            "What happens to a new connection when no backend is usable: refused at once, or silence.",
+        ),
+        key(
+            "idle",
+            Kind::Table(&SERVICE_IDLE),
+            "that of the file",
+            r#"{ udp = "30s" }"#,
+            "Idle timeouts of this service's connections.",
+        )
+        .also(&["timeout", "timeouts", "idle_timeouts", "idle_timeout"]),
+        key(
+            "backends",
+            Kind::List(&Kind::Either(&[Kind::Text, Kind::Table(&BACKEND)])),
+            "none",
+            r#"["10.0.0.2:8080", { address = "10.0.0.3:8080", weight = 2 }]"#,
+            "The servers: `ADDR:PORT`, `ADDR:PORT=WEIGHT`, or a table.",
+        )
+        .also(&["backend", "servers", "server", "upstream", "real_server", "members", "targets"]),
+        key("health", Kind::Table(&HEALTH), "TCP connect; none for UDP", "", "How the backends are checked.").also(&[
+            "healthcheck", "health_check", "check",
+        ]),
+        key(
+            "discovery",
+            Kind::Table(&DISCOVERY),
+            "none",
+            "",
+            "Where more backends come from, beside or instead of `backends`.",
+        )
+        .also(&["registry", "source", "sources"]),
+    ],
+};
+
+static BACKEND: Table = Table {
+    path: "service.backends",
+    help: "One server, where its address alone does not say enough.",
+    keys: &[
+        key("address", Kind::Text, "", r#""10.0.0.3:8080""#, "ADDR:PORT.").also(&["addr", "host", "ip", "server"]),
+        key("weight", Kind::Number(0, 65535), "1", "2", "Share of new connections; 0: takes none."),
+    ],
+};
+
+static IDLE: Table = Table {
+    path: "idle",
+    help: "How long a connection may be silent before its record is given up, for services that do not say it themselves. Each from 1s to 24d.",
+    keys: &IDLE_KEYS,
+};
+
+static SERVICE_IDLE: Table = Table {
+    path: "service.idle",
+    help: "How long a connection of this service may be silent before its record is given up. What is left out is as in `[idle]`.",
+    keys: &IDLE_KEYS,
+};
+
+static IDLE_KEYS: [Key; 5] = [
+    key("syn", Kind::Time, "60s", r#""30s""#, "TCP before the handshake is complete."),
+    key("established", Kind::Time, "2h4m", r#""1h""#, "TCP established (RFC 5382); shorter when the table fills.")
+        .also(&["tcp"]),
+    key("half_closed", Kind::Time, "5m", r#""1m""#, "TCP after one FIN."),
+    key("closed", Kind::Time, "30s", r#""10s""#, "TCP after both FINs or a RST; reclaimed at once when needed."),
+    key("udp", Kind::Time, "2m", r#""30s""#, "UDP (RFC 4787)."),
+];
+
+static HEALTH: Table = Table {
+    path: "service.health",
+    help: "How the backends of a service are checked. Which keys go together depends on `type`.",
+    keys: &[
+        key(
+            "type",
+            Kind::Word(&["tcp", "http", "https", "udp", "grpc", "none"]),
+            "tcp; none for UDP",
+            r#""http""#,
+            "What is asked: a TCP connection, a GET, a datagram, gRPC's health service, or nothing (always up).",
+        )
+        .also(&["kind", "protocol", "mode"]),
+        key("path", Kind::Text, "/", r#""/healthz""#, "http, https: path of the GET.")
+            .also(&["uri", "url", "endpoint"]),
+        key(
+            "host",
+            Kind::Text,
+            "the VIP",
+            r#""www.example.org""#,
+            "http, https, grpc: the Host header (`:authority`).",
+        ),
+        key("port", Kind::Number(1, 65535), "the backend's", "8081", "Check this port instead of the backend's."),
+        key(
+            "expect_status",
+            Kind::Either(&[Kind::Number(100, 599), Kind::Text]),
+            "200-399",
+            r#""200,301-302""#,
+            "http, https: statuses that are up.",
+        )
+        .also(&["status", "expected_status", "http_status"]),
+        key("expect_body", Kind::Text, "anything", r#""ok""#, "http, https: text that must be in the body.")
+            .also(&["body", "match", "contains"]),
+        key(
+            "send",
+            Kind::Text,
+            "nothing",
+            r"'PING\r\n'",
+            r"tcp, udp: what is sent, best in TOML's single quotes; escapes `\r \n \t \0 \\ \xNN`, or `hex:00ff`.",
+        ),
+        key("expect", Kind::Text, "nothing", r#""PONG""#, "tcp, udp: what must be in the answer; written like `send`."),
+        key("service", Kind::Text, "the whole server", r#""my.Service""#, "grpc: the service that is asked about."),
+        key("tls", Kind::Flag, "false", "true", "grpc: over TLS.").also(&["ssl"]),
+        key(
+            "server_name",
+            Kind::Text,
+            "host, or the address",
+            r#""www.example.org""#,
+            "https, grpc over TLS: the name (SNI).",
+        )
+        .also(&["sni"]),
+        key(
+            "ca_file",
+            Kind::Text,
+            "the system's",
+            r#""/etc/lb/ca.pem""#,
+            "https, grpc over TLS: trusted certificates, PEM.",
+        )
+        .also(&["ca", "cafile"]),
+        key(
+            "verify",
+            Kind::Flag,
+            "true with ca_file, else false",
+            "true",
+            "https, grpc over TLS: whether the certificate is verified.",
+        ),
+        key(
+            "via",
+            Kind::Word(&["backend", "vip"]),
+            "backend",
+            r#""vip""#,
+            "Which way the check goes: to the backend's own address, or to the VIP as packets of clients do.",
+        ),
+        key("interval", Kind::Time, "2s", r#""5s""#, "Time between two checks.").also(&[
+            "every",
+            "period",
+            "delay_loop",
+        ]),
+        key("timeout", Kind::Time, "1s", r#""500ms""#, "Time that a check may take."),
+        key("rise", Kind::Number(1, 1000), "2", "2", "Successes in a row that make a down backend up.")
+            .also(&["healthy_threshold", "up"]),
+        key("fall", Kind::Number(1, 1000), "3", "3", "Failures in a row that make an up backend down.").also(&[
+            "unhealthy_threshold",
+            "down",
+            "retries",
+        ]),
+    ],
+};
+
+static DISCOVERY: Table = Table {
+    path: "service.discovery",
+    help: "Where more backends come from; each may be one, or a list. The rules and limits are in docs/registries.md.",
+    keys: &[
+        key(
+            "consul",
+            Kind::Some(&Kind::Either(&[Kind::Text, Kind::Table(&CONSUL)])),
+            "none",
+            r#"{ service = "api-service", tag = "api" }"#,
+            "Instances that Consul knows; as text: `SERVICE[?OPTION=VALUE&..]`.",
+        ),
+        key(
+            "dns",
+            Kind::Some(&Kind::Either(&[Kind::Text, Kind::Table(&DNS)])),
+            "none",
+            r#""_http._tcp.example.org""#,
+            "Addresses of a name, or targets of SRV records; as text: `NAME:PORT` or `_SERVICE._tcp.NAME`.",
+        ),
+        key(
+            "etcd",
+            Kind::Some(&Kind::Either(&[Kind::Text, Kind::Table(&ETCD)])),
+            "none",
+            r#"{ prefix = "lb/web", addr = "http://10.0.0.9:2379" }"#,
+            "Values of the keys under a prefix of etcd; as text: `PREFIX`.",
+        ),
+        key(
+            "file",
+            Kind::Some(&Kind::Either(&[Kind::Text, Kind::Table(&FILE_SOURCE)])),
+            "none",
+            r#""/etc/lb/web.backends""#,
+            "Lines of a file, read again when it changes; as text: its absolute path.",
+        ),
+    ],
+};
+
+const NAME: Key = key("name", Kind::Text, "KIND:TARGET", r#""main""#, "What the source is called: `registry:NAME`.");
+const ADDR: Key =
+    key("addr", Kind::Text, "the registry's own default", r#""http://10.0.0.9:8500""#, "Where the registry answers.")
+        .also(&["address", "url", "server", "endpoint", "endpoints"]);
+const CA: Key =
+    key("ca", Kind::Text, "the system's", r#""/etc/lb/ca.pem""#, "Trusted certificates, PEM.").also(&["ca_file"]);
+const CERT: Key =
+    key("cert", Kind::Text, "none", r#""/etc/lb/lb.pem""#, "This client's certificate, PEM.").also(&["cert_file"]);
+const CERT_KEY: Key = key("key", Kind::Text, "none", r#""/etc/lb/lb.key""#, "Its key, PEM.").also(&["key_file"]);
+const SERVER_NAME: Key = key(
+    "server_name",
+    Kind::Text,
+    "the host of addr",
+    r#""consul.example.org""#,
+    "The name in the registry's certificate.",
+);
+const EMPTY_HOLD: Key =
+    key("empty_hold", Kind::Time, "30s", r#""1m""#, "How long an empty answer after a full one is not believed.");
+const ON_EMPTY: Key = key(
+    "on_empty",
+    Kind::Word(&["keep", "reject"]),
+    "keep while health is checked, else reject",
+    r#""keep""#,
+    "What becomes of the last good set then.",
+);
+const MASS: Key =
+    key("mass", Kind::Number(0, 100), "50", "80", "More than this percentage leaving at once is not believed either.");
+const WEIGHT: Key =
+    key("weight", Kind::Number(0, 65535), "1", "10", "Weight of backends of which the registry says none.");
+
+static CONSUL: Table = Table {
+    path: "service.discovery.consul",
+    help: "Consul. The CONSUL_* environment variables count where a key is left out.",
+    keys: &[
+        NAME,
+        key("service", Kind::Text, "every service with the tags", r#""api-service""#, "The service's name in Consul."),
+        key("tag", Kind::Some(&Kind::Text), "none", r#""api""#, "Tags that an instance must have, all of them.")
+            .also(&["tags"]),
+        key("dc", Kind::Text, "the agent's", r#""east""#, "Datacenter.").also(&["datacenter"]),
+        key("ns", Kind::Text, "none", r#""team""#, "Namespace (Consul Enterprise).").also(&["namespace"]),
+        key("partition", Kind::Text, "none", r#""a""#, "Partition (Consul Enterprise)."),
+        key(
+            "passing",
+            Kind::Flag,
+            "true",
+            "false",
+            "Only instances whose checks in Consul pass; false: those that warn too.",
+        ),
+        key("stale", Kind::Flag, "false", "true", "Any server may answer, not only the leader."),
+        ADDR,
+        key(
+            "token_file",
+            Kind::Text,
+            "none",
+            r#""/etc/lb/consul.token""#,
+            "File with the access token; read again when it changes.",
+        )
+        .also(&["token"]),
+        CA,
+        CERT,
+        CERT_KEY,
+        SERVER_NAME,
+        key("interval", Kind::Time, "60s", r#""30s""#, "Longest time that one question waits for news.")
+            .also(&["wait"]),
+        EMPTY_HOLD,
+        ON_EMPTY,
+        MASS,
+        WEIGHT,
+    ],
+};
+
+static DNS: Table = Table {
+    path: "service.discovery.dns",
+    help: "DNS.",
+    keys: &[
+        NAME,
+        key(
+            "host",
+            Kind::Text,
+            "",
+            r#""web.example.org""#,
+            "The name that is looked up; `_SERVICE._tcp.NAME` for SRV records.",
+        )
+        .also(&["query", "domain", "record", "hostname"]),
+        key("port", Kind::Number(1, 65535), "that of the SRV records", "8080", "The port that all addresses have."),
+        key("addr", Kind::Text, "those of /etc/resolv.conf", r#""127.0.0.1:8600""#, "The server that is asked.")
+            .also(&["server", "resolver", "nameserver"]),
+        key("interval", Kind::Time, "the TTL, at most 60s", r#""5s""#, "Longest time between two questions."),
+        EMPTY_HOLD,
+        ON_EMPTY,
+        MASS,
+        WEIGHT,
+    ],
+};
+
+static ETCD: Table = Table {
+    path: "service.discovery.etcd",
+    help: "etcd, version 3.",
+    keys: &[
+        NAME,
+        key("prefix", Kind::Text, "", r#""lb/web""#, "What the keys begin with.").also(&["key_prefix", "path"]),
+        ADDR,
+        CA,
+        CERT,
+        CERT_KEY,
+        SERVER_NAME,
+        EMPTY_HOLD,
+        ON_EMPTY,
+        MASS,
+        WEIGHT,
+    ],
+};
+
+static FILE_SOURCE: Table = Table {
+    path: "service.discovery.file",
+    help: "A file.",
+    keys: &[
+        NAME,
+        key("path", Kind::Text, "", r#""/etc/lb/web.backends""#, "Absolute path.").also(&["file", "filename"]),
+        EMPTY_HOLD,
+        ON_EMPTY,
+        MASS,
+        WEIGHT,
+    ],
+};
+
+/// The types of health check that a key of `[service.health]` goes with; none = all.
+#[must_use]
+pub fn health_types(key: &str) -> &'static [&'static str] {
+    match key {
+        "path" | "expect_status" | "expect_body" => &["http", "https"],
+        "host" => &["http", "https", "grpc"],
+        "send" | "expect" => &["tcp", "udp"],
+        "service" | "tls" => &["grpc"],
+        "server_name" | "ca_file" | "verify" => &["https", "grpc"],
+        _ => &[],
+    }
+}
+
+/// The key of `[service.health]` of this name.
+#[must_use]
+pub fn health_key(name: &str) -> Option<&'static str> {
+    HEALTH.key(name).map(|key| key.name)
+}

@@ -1,0 +1,88 @@
+//! `[service.discovery]`: tables of registries, and the same as text.
+
+use std::str::FromStr as _;
+
+use super::reader::{At, Section, Value};
+use crate::discovery::{SourceSpec, spec::encode};
+
+/// Kinds of registries and the key that says what is looked up in each.
+const KINDS: [(&str, &str); 4] = [("consul", "service"), ("dns", "host"), ("etcd", "prefix"), ("file", "path")];
+
+/// All sources of a service.
+pub fn read(section: &Section<'_>) -> Vec<At<SourceSpec>> {
+    let mut sources = Vec::new();
+    for (kind, target) in KINDS {
+        for value in section.get(kind).map(|value| value.each()).unwrap_or_default() {
+            let source = if value.raw().is_table() { table(&value, kind, target) } else { text(&value, kind) };
+            sources.extend(source);
+        }
+    }
+    sources
+}
+
+/// `consul = "api?tag=blue"`: what `--backends` takes, with or without the kind.
+fn text(value: &Value<'_>, kind: &str) -> Option<At<SourceSpec>> {
+    value.parse_by(|text| {
+        let has_kind = text.strip_prefix(kind).is_some_and(|rest| rest.starts_with(':'));
+        SourceSpec::from_str(&if has_kind { text.to_owned() } else { format!("{kind}:{text}") })
+    })
+}
+
+/// A table comes to the same text, so that there is one meaning.
+fn table(value: &Value<'_>, kind: &str, target: &str) -> Option<At<SourceSpec>> {
+    let section = value.table()?;
+    let wanted = if kind == "consul" { section.get(target) } else { section.required(target) };
+    let mut word = format!("{kind}:");
+    let mut fine = kind == "consul" || wanted.is_some();
+    if let Some(wanted) = wanted {
+        match wanted.text() {
+            Some(text) => word.push_str(&encode(&text.value)),
+            None => fine = false,
+        }
+    }
+    if kind == "dns"
+        && let Some(port) = section.get("port")
+    {
+        match port.number::<u16>() {
+            Some(port) => word.push_str(&format!(":{}", port.value)),
+            None => fine = false,
+        }
+    }
+    let mut separator = '?';
+    for (name, _) in section.names() {
+        let Some(value) = section.known(name).then(|| section.get(name)).flatten() else {
+            fine = false;
+            continue;
+        };
+        if name == target || (kind == "dns" && name == "port") {
+            continue;
+        }
+        for value in if name == "tag" { value.each() } else { vec![value] } {
+            match option(name, &value) {
+                Some(text) => word.push_str(&format!("{separator}{name}={}", encode(&text))),
+                None => fine = false,
+            }
+            separator = '&';
+        }
+    }
+    if !fine {
+        return None;
+    }
+    match SourceSpec::from_str(&word) {
+        Ok(source) => Some(At { value: source, place: value.place() }),
+        Err(error) => {
+            section.reader.error(value.place(), &value.path(), error);
+            None
+        }
+    }
+}
+
+/// An option as text.
+fn option(name: &str, value: &Value<'_>) -> Option<String> {
+    match name {
+        "passing" | "stale" => value.flag().map(|at| at.value.to_string()),
+        "mass" | "weight" => value.number::<u16>().map(|at| at.value.to_string()),
+        "empty_hold" | "interval" => value.time().map(|at| format!("{}ms", at.value.as_millis())),
+        _ => value.text().map(|at| at.value),
+    }
+}
