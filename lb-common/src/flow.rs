@@ -107,7 +107,7 @@ pub struct Head {
     pub mode: u8,
     /// [`state`].
     pub state: u8,
-    /// Zero; room for later flags.
+    /// [`flag`].
     pub flags: u16,
     /// Tick of the client's latest packet.
     pub seen_client: u32,
@@ -139,8 +139,10 @@ pub struct Tail {
     pub packets_in: u64,
     /// Packets from the backend.
     pub packets_out: u64,
+    /// Identity of the backend whose live flows this one is counted among (the map `live`); 0 = of nobody's.
+    pub counted: u32,
     /// Zero.
-    pub pad: [u8; 8],
+    pub pad: [u8; 4],
 }
 
 /// "No index entry", in [`Tail::slot_client`] and [`Tail::slot_backend`].
@@ -222,6 +224,12 @@ pub mod entry {
         let first = hash as u32 & mask;
         (first, (first ^ ((tag(hash) << 1 | 1).wrapping_mul(0x5bd1_e995))) & mask)
     }
+}
+
+/// Bits of [`Head::flags`].
+pub mod flag {
+    /// The client's packets renew its affinity.
+    pub const AFFINITY: u16 = 1;
 }
 
 /// States of a flow ([`Head::state`]).

@@ -25,7 +25,8 @@ pub mod name {
     pub const VIPS6: &str = "vips6";
     /// Array of [`super::Service`].
     pub const SERVICES: &str = "services";
-    /// Array of `[u32; 2]`: scheduler tables of all services, backend identities, two slots to an element.
+    /// Array of `[u32; 2]`: scheduler tables of all services, backend identities, two slots to an element; and their
+    /// members ([`super::Service::members`]), one to an element.
     pub const TABLES: &str = "tables";
     /// Array of [`super::Backend`].
     pub const BACKENDS: &str = "backends";
@@ -53,10 +54,16 @@ pub mod name {
     pub const CURSOR: &str = "cursor";
     /// Per-CPU array of [`super::PortCursor`], by backend identity: where this CPU looks next for a free port.
     pub const PORT_CURSOR: &str = "port_cursor";
+    /// Array of `u32`, by backend identity: its live flows, as the data path counts them.
+    pub const LIVE: &str = "live";
+    /// Per-CPU array of `u32`, by service identity: round robin's turns.
+    pub const TURNS: &str = "turns";
+    /// LRU hash of [`super::AffinityKey`] to [`super::Affinity`].
+    pub const AFFINITY: &str = "affinity";
     /// Array of [`super::Bucket`], by service identity: tokens for ICMP answers.
     pub const ICMP_TOKENS: &str = "icmp_tokens";
     /// All of them that are pinned.
-    pub const PINNED: [&str; 22] = [
+    pub const PINNED: [&str; 25] = [
         SETTINGS,
         INTERFACES,
         FILTER,
@@ -78,6 +85,9 @@ pub mod name {
         REFUSALS,
         CURSOR,
         PORT_CURSOR,
+        LIVE,
+        TURNS,
+        AFFINITY,
         ICMP_TOKENS,
     ];
 }
@@ -102,6 +112,9 @@ pub const CURSORS: u32 = 2;
 pub const NAT_PORTS: u32 = 65_536;
 /// Slots in `tables` (two to an element): room for 10 000 services of 1 009 slots and a change of each in flight.
 pub const TABLE_SLOTS: u32 = 12 << 20;
+/// Elements of `affinity`: clients of all services with affinity, about 8 MB; when it is full, those go that were not seen
+/// for longest.
+pub const AFFINITIES: u32 = 65_536;
 /// `u64` words of `filter` and of `ports`.
 pub const BITMAP_WORDS: u32 = 1_024;
 /// Flows by default.
@@ -227,19 +240,17 @@ pub struct Service {
     pub pad: u8,
     /// How long affinity holds, in ticks; 0 = no affinity.
     pub affinity: u32,
-    /// Round robin's next slot; written by the data path.
-    pub turn: u32,
-    /// First of the service's members and their number, for schedulers that look at all (later).
-    pub members: u32,
-    /// See [`Service::members`].
-    pub members_count: u32,
+    /// Where its members stand in `tables`: first element (low half) and number of elements (high half), each a
+    /// backend's identity and weight. `round-robin`: in the order of their turns, with repeats; `least-conn`: each once;
+    /// other schedulers: none. One aligned store changes it.
+    pub members: u64,
     /// Zero.
-    pub pad2: [u32; 7],
+    pub pad2: [u32; 8],
 }
 const _: () = assert!(size_of::<Service>() == 64);
 
 impl Service {
-    /// First slot and number of slots of a table as one word.
+    /// First place and number of places of a table, or of members, as one word.
     #[must_use]
     pub const fn table_word(base: u32, size: u32) -> u64 {
         base as u64 | (size as u64) << 32
@@ -337,6 +348,8 @@ pub mod backend_flag {
     pub const MOVE_UDP: u32 = 256;
     /// It is down, and the verdict before was "up": while all are down it may take new flows.
     pub const FELL: u32 = 512;
+    /// New flows of its service go to it; without this bit no affinity holds.
+    pub const TAKES: u32 = 1024;
     /// The bits that the data path has to look at on a hit.
     pub const ATTENTION: u32 = RESET | RESET_SILENT | MOVE_UDP;
 }
@@ -372,6 +385,29 @@ pub struct Traffic {
     pub bytes_out: u64,
     /// Flows begun.
     pub flows: u64,
+}
+
+/// Key of `affinity`: a client of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// The client's address; IPv4 in the first word.
+    pub client: [u64; 2],
+    /// The service's identity.
+    pub service: u32,
+    /// Zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<AffinityKey>() == 24);
+
+/// The backend that a client is tied to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Affinity {
+    /// The backend's identity.
+    pub backend: u32,
+    /// Tick of the client's latest packet.
+    pub seen: u32,
 }
 
 /// New flows that a service refused, each CPU its own.

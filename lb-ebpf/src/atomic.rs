@@ -1,4 +1,28 @@
-//! Compare-and-swap, which Rust does not offer on this target.
+//! Atomic instructions, which Rust does not offer on this target.
+
+/// Adds `change` (wrapping) to the word at `address`, in one step.
+///
+/// # Safety
+/// `address` must be an aligned word inside a map's value.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+pub unsafe fn add(address: *mut u32, change: u32) {
+    // SAFETY: the caller vouches for the address; the instruction touches nothing else (BPF_ADD).
+    unsafe {
+        core::arch::asm!("lock *(u32 *)(r1 + 0) += w2", in("r1") address, in("r2") u64::from(change));
+    }
+}
+
+/// The same for the checks that run on the host.
+///
+/// # Safety
+/// `address` must be an aligned word.
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn add(address: *mut u32, change: u32) {
+    use core::sync::atomic::{AtomicU32, Ordering};
+    // SAFETY: the caller vouches for the address.
+    unsafe { AtomicU32::from_ptr(address) }.fetch_add(change, Ordering::Relaxed);
+}
 
 /// Puts `new` at `address` if `old` stands there, in one step; returns what stood there.
 ///

@@ -4,12 +4,12 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     Be16,
     checksum::delta,
-    flow::{Flow, NO_SLOT, Tuple, entry, state},
+    flow::{Flow, NO_SLOT, Tuple, entry, flag, state},
     maps::{Backend, mode},
     reason::Reason,
 };
 
-use crate::{helpers, maps, parse::Packet, path::Path, records, table};
+use crate::{helpers, live, maps, parse::Packet, path::Path, records, table};
 
 /// Makes the flow of `packet` to a backend; gives what became of the packet if it could not.
 #[inline(always)]
@@ -31,6 +31,9 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, id: u
     let Some(flow) = table::record::<F>(index) else { return Some(Reason::TableFull) };
     fill(flow, packet, &replies, id, backend);
     flow.head.service = service;
+    if maps::services.get(service).is_some_and(|service| service.affinity != 0) {
+        flow.head.flags |= flag::AFFINITY;
+    }
     flow.tail.slot_client = F::insert(&packet.tuple, 0, index);
     flow.tail.slot_backend = F::insert(&replies, entry::FROM_BACKEND, index);
     if flow.tail.slot_client == NO_SLOT || flow.tail.slot_backend == NO_SLOT {
@@ -38,6 +41,7 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, id: u
         records::publish(flow);
         return Some(Reason::Contended);
     }
+    live::begin(&mut flow.tail, id);
     records::publish(flow);
     if let Some(counters) = maps::traffic.get_ptr_mut(id) {
         // SAFETY: this CPU's own element, and XDP is not interrupted by itself.

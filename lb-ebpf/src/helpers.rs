@@ -17,6 +17,13 @@ pub fn cpu() -> u32 {
     unsafe { raw::bpf_get_smp_processor_id() }
 }
 
+/// A random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { raw::bpf_get_prandom_u32() }
+}
+
 /// The frame's length in bytes, fragments included.
 #[inline(always)]
 pub fn frame_length(ctx: &XdpContext) -> u32 {

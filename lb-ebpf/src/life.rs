@@ -2,12 +2,12 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    flow::{Flow, next_state, state, tcp},
+    flow::{Flow, flag, next_state, state, tcp},
     maps::{Backend, backend_flag},
     reason::Reason,
 };
 
-use crate::{helpers, maps, parse::Packet, path::Path, records, table::Found};
+use crate::{helpers, live, maps, parse::Packet, path::Path, records, select, service, table::Found};
 
 /// What is to be done with a packet of a flow.
 pub enum Life {
@@ -36,15 +36,20 @@ pub fn step<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: &mut Found<F>)
         }
         let seen = if found.from_backend { &mut head.seen_backend } else { &mut head.seen_client };
         *seen = now;
+        if head.flags & flag::AFFINITY != 0 {
+            let (service, backend) = (head.service, head.backend);
+            let [high, low] = service::client::<F>(found.flow.client.source);
+            select::touch(service, high, low, backend);
+        }
     }
     if found.from_backend { from_backend(found.flow, packet) } else { from_client(ctx, found, packet) }
 }
 
 #[inline(always)]
 fn from_backend<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>) -> Life {
-    let head = &mut flow.head;
-    if packet.is_tcp() && (head.state != state::ESTABLISHED || packet.flags & (tcp::FIN | tcp::RST) != 0) {
-        head.state = next_state(head.state, packet.flags, true, false);
+    let now = flow.head.state;
+    if packet.is_tcp() && (now != state::ESTABLISHED || packet.flags & (tcp::FIN | tcp::RST) != 0) {
+        enter(flow, next_state(now, packet.flags, true, false));
     }
     Life::Goes
 }
@@ -71,9 +76,18 @@ fn from_client<F: Path>(ctx: &XdpContext, found: &mut Found<F>, packet: &Packet<
             F::release(found.index);
             return Life::Over;
         }
-        flow.head.state = next_state(now, packet.flags, false, false);
+        enter(flow, next_state(now, packet.flags, false, false));
     }
     Life::Goes
+}
+
+/// Gives a flow a state; a closed one is no longer counted among its backend's.
+#[inline(always)]
+fn enter<F: Path>(flow: &mut Flow<F>, next: u8) {
+    flow.head.state = next;
+    if next == state::CLOSED {
+        live::end(&mut flow.tail);
+    }
 }
 
 /// What a gone backend means for a client's packet.
@@ -105,7 +119,7 @@ fn backend_gone<F: Path>(flow: &mut Flow<F>, backend: &Backend, packet: &Packet<
     if packet.is_syn() {
         return Gone::Over;
     }
-    flow.head.state = state::CLOSED;
+    enter(flow, state::CLOSED);
     if packet.flags & tcp::RST != 0 {
         return Gone::Silent;
     }

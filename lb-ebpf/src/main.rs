@@ -5,7 +5,7 @@
 //!                      parse      is it for a VIP, or a reply to one of our NAT addresses?   no: pass, untouched
 //!                      table      is its flow known?                                         yes: forward
 //!                      service    which service is it for, and may it begin a flow?          no: reject or pass
-//!                      select     which backend does the scheduler say?
+//!                      select     which backend does affinity, or the scheduler, say?
 //!                      create     a record, a NAT port, two index entries
 //!                      forward    rewrite, next hop, out
 //!                  -> count: one verdict, one reason, counted once, here
@@ -39,6 +39,7 @@ mod icmp;
 mod ipv4;
 mod ipv6;
 mod life;
+mod live;
 mod maps;
 mod once;
 mod packet;

@@ -4,7 +4,7 @@
 use aya_ebpf::{
     Global,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use lb_common::{
     Be32,
@@ -64,6 +64,13 @@ pub static refusals: PerCpuArray<contract::Refusals> = PerCpuArray::with_max_ent
 pub static cursor: PerCpuArray<contract::Cursor> = PerCpuArray::with_max_entries(contract::CURSORS, 0);
 #[map]
 pub static port_cursor: PerCpuArray<contract::PortCursor> = PerCpuArray::with_max_entries(contract::BACKENDS, 0);
+#[map]
+pub static live: Array<u32> = Array::with_max_entries(contract::BACKENDS, MAPPED);
+#[map]
+pub static turns: PerCpuArray<u32> = PerCpuArray::with_max_entries(contract::SERVICES, 0);
+#[map]
+pub static affinity: LruHashMap<contract::AffinityKey, contract::Affinity> =
+    LruHashMap::with_max_entries(contract::AFFINITIES, 0);
 #[map]
 pub static icmp_tokens: Array<contract::Bucket> = Array::with_max_entries(contract::SERVICES, MAPPED);
 

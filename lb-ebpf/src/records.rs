@@ -12,7 +12,7 @@ use lb_common::{
     flow::{Flow, Head, state},
 };
 
-use crate::{atomic, helpers, maps, path::Path, table};
+use crate::{atomic, helpers, live, maps, path::Path, table};
 
 /// Places that are looked at for every new flow.
 const WINDOW: u32 = 8;
@@ -140,11 +140,12 @@ fn take<F: Path>(index: u32, seq: u32) -> bool {
     true
 }
 
-/// Takes both entries of a record out of the index.
+/// Takes both entries of a record out of the index; its flow is over.
 #[inline(always)]
 pub fn forget<F: Path>(flow: &mut Flow<F>, index: u32) {
     table::remove::<F>(flow.tail.slot_client, index);
     table::remove::<F>(flow.tail.slot_backend, index);
+    live::end(&mut flow.tail);
     flow.head.state = state::FREE;
 }
 

@@ -46,10 +46,18 @@ pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Option<Reason> {
     }
     let tuple = &packet.tuple;
     let ports = u64::from(tuple.source_port.get()) | u64::from(tuple.protocol) << 16;
-    match select::select(service, F::fold(tuple.source), ports) {
-        Some(backend) => create::create(ctx, packet, id, backend),
-        None => Some(refuse(ctx, packet, id, service.on_empty)),
+    let [high, low] = client::<F>(tuple.source);
+    match select::select(id, high, low, F::fold(tuple.source), ports) {
+        0 => Some(refuse(ctx, packet, id, service.on_empty)),
+        backend => create::create(ctx, packet, id, backend),
     }
+}
+
+/// A client's address as affinity keeps it.
+#[inline(always)]
+pub fn client<F: Path>(address: F::Address) -> [u64; 2] {
+    let [a, b, c, d] = F::words(address);
+    [u64::from(a.0) | u64::from(b.0) << 32, u64::from(c.0) | u64::from(d.0) << 32]
 }
 
 /// Rules 12 and 13: a segment that belongs to nothing.

@@ -24,6 +24,7 @@ pub mod maglev;
 pub mod net;
 pub mod observe;
 pub mod reconcile;
+pub mod rotation;
 pub mod say;
 pub mod state;
 pub mod tls;

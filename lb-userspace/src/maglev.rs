@@ -21,7 +21,7 @@ const SIZES: [u32; 13] = [307, 509, 1009, 2039, 4093, 8191, 16381, 32749, 65537,
 /// Slots per backend, at least: it bounds what one backend's share may be off to a hundredth of it.
 const SLOTS_PER_BACKEND: u32 = 100;
 /// A backend in full service takes this many times its weight ([`Candidate::now`]).
-pub const FULL: u32 = 16;
+pub const FULL: u32 = 8;
 /// "Nobody", among indices of candidates.
 const NOBODY: u32 = u32::MAX;
 

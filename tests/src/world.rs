@@ -156,6 +156,32 @@ impl World {
         self.run(&packet.build())
     }
 
+    /// Sends many packets, all of which must be forwarded by [`INGRESS`]; gives them as they leave. Much faster than
+    /// [`World::send`]: counters are looked at once.
+    ///
+    /// # Panics
+    /// One is not forwarded, or they are not counted exactly once each (rule 34).
+    pub fn send_all(&mut self, packets: impl IntoIterator<Item = Packet>) -> Vec<Seen> {
+        let forward = |packet: Packet| {
+            let frame = packet.build();
+            let mut out = vec![0; frame.len() + 256];
+            let options =
+                TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+            let result = self.plane.program()?.test_run(options).context("BPF_PROG_TEST_RUN")?;
+            out.truncate(result.data_size_out as usize);
+            ensure!(result.return_value == TX, "verdict {} for {packet:?}", result.return_value);
+            read(&out)
+        };
+        let seen: Result<Vec<Seen>> = packets.into_iter().map(forward).collect();
+        let seen = seen.unwrap_or_else(|error| panic!("{error:#}"));
+        let after = self.plane.counters().unwrap_or_else(|error| panic!("{error:#}")).reasons;
+        let counted: u64 = after.iter().sum::<u64>() - self.before.iter().sum::<u64>();
+        let forwarded = Reason::ForwardedTx as usize;
+        assert_eq!((counted, after[forwarded] - self.before[forwarded]), (seen.len() as u64, seen.len() as u64));
+        self.before = after;
+        seen
+    }
+
     fn try_run(&mut self, frame: &[u8]) -> Result<Outcome> {
         let program: &Xdp = self.plane.program()?;
         let mut out = vec![0; frame.len() + 256];

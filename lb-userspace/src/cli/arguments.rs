@@ -178,7 +178,7 @@ pub struct ServiceArguments {
 impl From<ServiceArguments> for ServiceOptions {
     fn from(typed: ServiceArguments) -> Self {
         let ServiceArguments { name, mode, scheduler, affinity, health, on_down, on_empty, idle } = typed;
-        Self { name, mode, scheduler, affinity, health, on_down, on_empty, idle, discovery: None }
+        Self { name, mode, scheduler, affinity, slow_start: None, health, on_down, on_empty, idle, discovery: None }
     }
 }
 

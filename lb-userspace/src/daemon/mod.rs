@@ -13,6 +13,7 @@ mod network;
 mod notify;
 mod registries;
 mod reload;
+mod schedulers;
 mod start;
 mod view;
 
@@ -43,11 +44,11 @@ use crate::{
     error::Context as _,
     health::{Checker, Target, Verdict},
     net::{self, Changes, Interface, View},
-    reconcile::{BackendKey, Lingering, Observed, compile, on_down},
+    reconcile::{BackendKey, Lingering, Observed, compile, on_down, slow_start},
     state::{Change, Desired, Facts, OnExit, Outcome, XdpMode, file::StateFile},
 };
 
-/// How often flows of removed backends are counted.
+/// How often flows of removed backends are counted and schedulers tended.
 const ROUND: Duration = Duration::from_secs(1);
 /// How often a supervisor is told how things stand, unless it asks for more.
 const STATUS: Duration = Duration::from_secs(5);
@@ -103,6 +104,9 @@ pub struct Daemon {
     keep: bool,
     notify: Notify,
     _locks: Locks,
+    /// How far slow starts had come when tables were last made.
+    slow_starts: Vec<u32>,
+    swept: Instant,
 }
 
 /// Why the daemon ends.
@@ -154,6 +158,7 @@ impl Daemon {
                 _ = round.tick() => {
                     self.count_lingering().await;
                     self.tick_sources();
+                    self.tend_schedulers();
                 }
                 _ = safety.tick() => self.look_around().await,
                 _ = hung_up(&mut hangup) => self.reload().await,
@@ -261,6 +266,8 @@ impl Daemon {
 
     /// Compiles and applies.
     fn apply(&mut self) -> Result<()> {
+        self.observed.now = dataplane::now();
+        self.slow_starts = slow_start::parts(&self.desired, &self.observed);
         let tables = compile(&self.desired, &self.observed);
         self.table_builds += self.plane.apply(&tables)?.tables as u64;
         self.observed.backend_ids.clone_from(&tables.backend_ids);

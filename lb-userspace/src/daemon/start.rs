@@ -268,6 +268,8 @@ async fn start(
         keep: options.daemon,
         notify: Notify::from_environment(),
         _locks: locks,
+        slow_starts: Vec::new(),
+        swept: Instant::now(),
     };
     for interface in interfaces {
         // Tables first: the interface is only told of when it is attached.

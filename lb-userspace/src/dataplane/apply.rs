@@ -12,7 +12,7 @@ use lb_common::{
     maps::{self, Service, Vip, VipKey},
 };
 
-use super::{DataPlane, Plain, Recovered};
+use super::{DataPlane, Plain, Recovered, slots::halves};
 use crate::{Error, Result, error::Context as _, reconcile::Tables};
 
 /// What an application did.
@@ -24,6 +24,13 @@ pub struct Applied {
     pub tables: usize,
 }
 
+/// Where new tables (first slot) and members (first element) stand, by service.
+#[derive(Debug, Default)]
+struct Placed {
+    slots: BTreeMap<u32, u32>,
+    members: BTreeMap<u32, u32>,
+}
+
 impl DataPlane {
     /// Makes the maps say what `tables` says; only differences are written.
     ///
@@ -33,14 +40,14 @@ impl DataPlane {
     pub fn apply(&mut self, tables: &Tables) -> Result<Applied> {
         let mut done = Applied::default();
         let placed = self.place(tables)?;
-        done.tables = placed.len();
+        done.tables = placed.slots.len();
         let applied = self.apply_in_order(tables, &placed, &mut done);
         // After a failure the maps are the truth of how far it came.
         self.applied = if applied.is_ok() { tables.clone() } else { self.standing(self.recover()) };
         applied.map(|()| done)
     }
 
-    fn apply_in_order(&mut self, tables: &Tables, placed: &BTreeMap<u32, u32>, done: &mut Applied) -> Result<()> {
+    fn apply_in_order(&mut self, tables: &Tables, placed: &Placed, done: &mut Applied) -> Result<()> {
         // Replies to a port that is about to be used must find its bit: first old and new bits, at the end the new.
         self.apply_filter(tables, true, done);
         self.apply_forwarding(tables, done)?;
@@ -50,7 +57,8 @@ impl DataPlane {
         self.forget_removed(tables, done)
     }
 
-    /// The counters of an identity's former holder are not the new one's.
+    /// The counters of an identity's former holder are not the new one's. (`live` is not touched: an identity is given
+    /// again when no flow names it.)
     fn zero_traffic(&mut self, id: u32) -> Result<()> {
         let zeros = vec![Plain(maps::Traffic::default()); aya::util::nr_cpus().unwrap_or(1)];
         let zeros = aya::maps::PerCpuValues::try_from(zeros).context("zero the counters of a backend")?;
@@ -64,28 +72,46 @@ impl DataPlane {
         self.refusals.set(id, zeros, 0).context("zero the refusals of a service")
     }
 
-    /// Writes new tables to free slots, where nobody looks yet; gives where each stands.
-    fn place(&mut self, tables: &Tables) -> Result<BTreeMap<u32, u32>> {
-        let now = Instant::now();
-        let mut placed = BTreeMap::new();
-        for (id, slots) in &tables.slots {
-            if slots.is_empty() || self.applied.slots.get(id) == Some(slots) {
-                continue;
+    /// Writes new tables and members to free slots, where nobody looks yet; gives where each stands.
+    fn place(&mut self, tables: &Tables) -> Result<Placed> {
+        let mut placed = Placed::default();
+        let done = self.place_all(tables, &mut placed);
+        if done.is_err() {
+            let now = Instant::now();
+            for (id, base) in &placed.slots {
+                self.slots.give(*base, tables.slots[id].len() as u32, now);
             }
-            let size = slots.len() as u32;
-            let Some(base) = self.slots.take(size, now) else {
-                for (id, base) in &placed {
-                    self.slots.give(*base, tables.slots[id].len() as u32, now);
-                }
-                return Err(Error::failed(format!("no room for a table of {size} slots"))
-                    .hint("fewer services, or fewer backends in the largest"));
-            };
-            for (slot, backend) in (base..).zip(slots) {
-                self.table_slots.write(slot, *backend);
+            for (id, base) in &placed.members {
+                self.slots.give(2 * base, 2 * tables.members[id].len() as u32, now);
             }
-            placed.insert(*id, base);
         }
-        Ok(placed)
+        done.map(|()| placed)
+    }
+
+    fn place_all(&mut self, tables: &Tables, placed: &mut Placed) -> Result<()> {
+        for (id, slots) in &tables.slots {
+            if !slots.is_empty() && self.applied.slots.get(id) != Some(slots) {
+                placed.slots.insert(*id, self.write_slots(slots)?);
+            }
+        }
+        for (id, members) in &tables.members {
+            if !members.is_empty() && self.applied.members.get(id) != Some(members) {
+                placed.members.insert(*id, self.write_slots(members.as_flattened())? / 2);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_slots(&mut self, slots: &[u32]) -> Result<u32> {
+        let size = slots.len() as u32;
+        let base = self.slots.take(size, Instant::now()).ok_or_else(|| {
+            Error::failed(format!("no room for a table of {size} slots"))
+                .hint("fewer services, or fewer backends in the largest")
+        })?;
+        for (slot, value) in (base..).zip(slots) {
+            self.table_slots.write(slot, *value);
+        }
+        Ok(base)
     }
 
     fn apply_forwarding(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {
@@ -111,24 +137,33 @@ impl DataPlane {
         Ok(())
     }
 
-    fn apply_services(&mut self, tables: &Tables, placed: &BTreeMap<u32, u32>, done: &mut Applied) -> Result<()> {
+    fn apply_services(&mut self, tables: &Tables, placed: &Placed, done: &mut Applied) -> Result<()> {
         for (id, service) in &tables.services {
             if !self.applied.services.contains_key(id) {
                 self.zero_refusals(*id)?;
             }
             let standing = self.services.read(*id);
-            let slots = tables.slots.get(id).map_or(0, |slots| slots.len() as u32);
-            let table = match placed.get(id) {
-                Some(base) => Service::table_word(*base, slots),
-                None if slots == 0 => 0,
-                None => standing.table,
+            let word = |base: Option<&u32>, count: usize, standing: u64| match base {
+                Some(base) => Service::table_word(*base, count as u32),
+                None if count == 0 => 0,
+                None => standing,
             };
-            // What the data path reads first on a miss changes last, in one store; its own fields are left alone.
-            let wanted = Service { table: standing.table, turn: standing.turn, ..*service };
+            let (slots, members) = (tables.slots.get(id), tables.members.get(id));
+            let table = word(placed.slots.get(id), slots.map_or(0, Vec::len), standing.table);
+            let members = word(placed.members.get(id), members.map_or(0, Vec::len), standing.members);
+            // Members, then the rest; what the data path reads first on a miss changes last. Each in one store.
+            if members != standing.members {
+                self.services.write_word(*id, offset_of!(Service, members), members);
+                let (base, count) = halves(standing.members);
+                self.slots.give(2 * base, 2 * count, Instant::now());
+                done.writes += 1;
+            }
+            let wanted = Service { table: standing.table, members, ..*service };
             done.writes += write(&self.services, *id, wanted);
             if table != standing.table {
                 self.services.write_word(*id, offset_of!(Service, table), table);
-                self.slots.give(standing.table as u32, (standing.table >> 32) as u32, Instant::now());
+                let (base, count) = halves(standing.table);
+                self.slots.give(base, count, Instant::now());
                 done.writes += 1;
             }
         }
@@ -171,7 +206,9 @@ impl DataPlane {
             let standing = self.services.read(*id);
             self.services.write_word(*id, offset_of!(Service, table), 0);
             self.services.write(*id, Service::default());
-            self.slots.give(standing.table as u32, (standing.table >> 32) as u32, Instant::now());
+            let ((base, count), (first, members)) = (halves(standing.table), halves(standing.members));
+            self.slots.give(base, count, Instant::now());
+            self.slots.give(2 * first, 2 * members, Instant::now());
             done.writes += 1;
         }
         for id in self.applied.backends.keys().filter(|id| !tables.backends.contains_key(id)) {
@@ -184,11 +221,17 @@ impl DataPlane {
     /// The tables that an adopted data plane stands for; what cannot be read back is written anew by the first `apply`.
     pub(super) fn standing(&self, recovered: Recovered) -> Tables {
         let slots = recovered.services.iter().map(|(id, service)| {
-            let (base, size) = (service.table as u32, (service.table >> 32) as u32);
+            let (base, size) = halves(service.table);
             (*id, (base..base + size).map(|slot| self.table_slots.read(slot)).collect())
+        });
+        let members = recovered.services.iter().filter(|(_, service)| service.members != 0).map(|(id, service)| {
+            let (first, count) = halves(service.members);
+            let read = |place| [self.table_slots.read(2 * place), self.table_slots.read(2 * place + 1)];
+            (*id, (first..first + count).map(read).collect())
         });
         Tables {
             slots: slots.collect(),
+            members: members.collect(),
             vips4: recovered.vips4,
             vips6: recovered.vips6,
             services: recovered.services,

@@ -93,7 +93,7 @@ impl<F: Family> Records<F> {
     }
 
     /// The flow in a record; `None` if there is none or it is just being written.
-    fn get(&self, index: u32) -> Option<Flow> {
+    pub(super) fn get(&self, index: u32) -> Option<Flow> {
         // Most records of most tables are free: that is seen in one word, which begins with the mode.
         if self.0.read_u32(index, Self::MODE).to_ne_bytes()[Self::STATE - Self::MODE] == state::FREE {
             return None;

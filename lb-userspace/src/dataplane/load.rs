@@ -15,7 +15,7 @@ use lb_common::{
     maps::{self, name},
 };
 
-use super::{DataPlane, FlowTable, OBJECT, flows::Records, mapped::Mapped, pins, slots::Slots};
+use super::{DataPlane, FlowTable, OBJECT, flows::Records, mapped::Mapped, pins, slots, slots::Slots};
 use crate::{Error, Result, error::Context as _, reconcile::Tables};
 
 /// How to load.
@@ -87,7 +87,10 @@ impl DataPlane {
         let recovered = plane.recover();
         plane.slots = Slots::new(
             maps::TABLE_SLOTS,
-            recovered.services.values().map(|service| (service.table as u32, (service.table >> 32) as u32)),
+            recovered.services.values().flat_map(|service| {
+                let (table, members) = (slots::halves(service.table), slots::halves(service.members));
+                [table, (2 * members.0, 2 * members.1)]
+            }),
         );
         plane.applied = plane.standing(recovered);
         Ok((plane, lost))
@@ -153,6 +156,8 @@ impl DataPlane {
                 v6: Records(mapped(&mut object, name::FLOWS6)?),
                 backends: backends.clone(),
             },
+            live: mapped(&mut object, name::LIVE)?,
+            drift: BTreeMap::new(),
             backends,
             reasons: PerCpuArray::try_from(take(&mut object, name::REASONS)?).context("open the map 'reasons'")?,
             traffic: PerCpuArray::try_from(take(&mut object, name::TRAFFIC)?).context("open the map 'traffic'")?,

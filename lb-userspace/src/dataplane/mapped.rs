@@ -100,6 +100,25 @@ impl<T: Copy> Mapped<T> {
         unsafe { std::sync::atomic::AtomicU64::from_ptr(place).store(word, std::sync::atomic::Ordering::Release) }
     }
 
+    /// Changes the aligned 32-bit word at a byte offset of an element from `old` to `new`, in one step; false if something
+    /// else stood there.
+    pub fn swap_u32(&self, index: u32, offset: usize, old: u32, new: u32) -> bool {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.stride, "word at offset {offset}");
+        let place = self.place(index).cast::<u8>().wrapping_add(offset).cast::<u32>();
+        // SAFETY: inside the element, and aligned (both asserted).
+        let word = unsafe { AtomicU32::from_ptr(place) };
+        word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Adds to an element's first 32-bit word, in one step.
+    pub fn add_u32(&self, index: u32, change: i32) {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        // SAFETY: inside the mapping (asserted by `place`); elements are aligned to eight bytes.
+        let word = unsafe { AtomicU32::from_ptr(self.place(index).cast::<u32>()) };
+        word.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
+    }
+
     /// Changes one byte of an element from `old` to `new`, in one step; false if something else stood there.
     pub fn swap_byte(&self, index: u32, offset: usize, old: u8, new: u8) -> bool {
         use std::sync::atomic::{AtomicU8, Ordering};

@@ -6,6 +6,7 @@
 //! * [`slots`]: which part of the map `tables` belongs to which service
 //! * [`apply`]: from the tables that stand in the maps to others, in an order in which no packet meets half a change
 //! * [`flows`]: reading connections
+//! * [`sweep`]: keeping the counts of live flows true
 //!
 //! Everything is pinned below `<bpffs>/v<LAYOUT_VERSION>/`, so the data path goes on when this process ends, however
 //! it ends; the next one adopts what it finds.
@@ -17,6 +18,7 @@ mod load;
 mod mapped;
 pub mod pins;
 mod slots;
+mod sweep;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -72,6 +74,9 @@ pub struct DataPlane {
     nat_ports: Mapped<u16>,
     snat: Mapped<[Be32; 4]>,
     flows: FlowTable,
+    live: Mapped<u32>,
+    /// By how much counts of live flows were off in the last sweep.
+    drift: BTreeMap<u32, i32>,
     reasons: PerCpuArray<MapData, u64>,
     traffic: PerCpuArray<MapData, Plain<maps::Traffic>>,
     refusals: PerCpuArray<MapData, Plain<maps::Refusals>>,

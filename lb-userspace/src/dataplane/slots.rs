@@ -21,7 +21,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// All of `length` slots free but the regions `used` (first slot, number of slots).
+    /// All of `length` slots (an even number) free but the regions `used` (first slot, number of slots). Regions begin at
+    /// even slots, so that they are whole elements of the map.
     pub fn new(length: u32, used: impl IntoIterator<Item = (u32, u32)>) -> Self {
         let mut used: Vec<_> = used.into_iter().filter(|(_, size)| *size > 0).collect();
         used.sort_unstable();
@@ -30,7 +31,7 @@ impl Slots {
             if base > from {
                 free.insert(from, base - from);
             }
-            from = from.max(base + size);
+            from = from.max(base + size.next_multiple_of(2));
         }
         if from < length {
             free.insert(from, length - from);
@@ -40,6 +41,7 @@ impl Slots {
 
     /// A region of `size` slots; `None` when there is none.
     pub fn take(&mut self, size: u32, now: Instant) -> Option<u32> {
+        let size = size.next_multiple_of(2);
         self.wake(now);
         let (base, room) = self.free.iter().find(|(_, room)| **room >= size).map(|(base, room)| (*base, *room))?;
         self.free.remove(&base);
@@ -52,7 +54,7 @@ impl Slots {
     /// Gives a region back.
     pub fn give(&mut self, base: u32, size: u32, now: Instant) {
         if size > 0 {
-            self.resting.push((now + REST, base, size));
+            self.resting.push((now + REST, base, size.next_multiple_of(2)));
         }
     }
 
@@ -73,6 +75,11 @@ impl Slots {
             self.free.insert(base, size);
         }
     }
+}
+
+/// Low and high half of a word: first place and number of places.
+pub fn halves(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
 }
 
 #[cfg(test)]
@@ -97,6 +104,6 @@ mod tests {
         let mut slots = Slots::new(100, [(50, 10), (0, 20), (90, 0)]);
         assert_eq!(slots.take(30, now), Some(20));
         assert_eq!(slots.take(40, now), Some(60));
-        assert_eq!(slots.take(1, now), None);
+        assert_eq!(slots.take(2, now), None);
     }
 }

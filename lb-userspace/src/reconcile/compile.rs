@@ -13,9 +13,10 @@ use lb_common::{
     maps::{self, VipKey, backend_flag, mode, on_empty, scheduler, vip_flag},
 };
 
-use super::{BackendKey, Lingering, Observed, Tables, Usable, usable};
+use super::{BackendKey, Lingering, Observed, Tables, Usable, slow_start, usable};
 use crate::{
     maglev::{self, Candidate},
+    rotation,
     state::{Admin, BackendSpec, Desired, Health, IdleTimeouts, Mode, OnDown, OnEmpty, Probe, Scheduler, ServiceSpec},
 };
 
@@ -123,18 +124,39 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
             ..place_backend(desired, observed, backend.address, tables)
         };
         tables.backends.insert(backend_id, value);
-        let now = if is_taker { u32::from(backend.weight) * maglev::FULL } else { 0 };
+        let part = if is_taker { slow_start::part(service, verdict, observed.now) } else { 0 };
+        let now = u32::from(backend.weight) * part;
         candidates.push(Candidate { id: backend_id, address: backend.address, weight: backend.weight, now });
     }
     let slots = maglev::table(&candidates, maglev::size_for(service.backends.len()));
+    let members = members(service.scheduler, &candidates);
+    if !members.is_empty() {
+        tables.members.insert(id, members);
+    }
     tables.fingerprints.insert(service.name.clone(), fingerprint(&slots, &candidates));
     tables.slots.insert(id, slots);
     tables.usable.insert(service.name.clone(), takers);
 }
 
+/// What schedulers that look at members see.
+fn members(word: Scheduler, candidates: &[Candidate]) -> Vec<[u32; 2]> {
+    let takers: Vec<_> = candidates.iter().filter(|candidate| candidate.now > 0).collect();
+    match word {
+        Scheduler::LeastConn => takers.iter().map(|taker| [taker.id, taker.now]).collect(),
+        Scheduler::RoundRobin => {
+            let weights: Vec<u32> = takers.iter().map(|taker| taker.now).collect();
+            rotation::order(&weights).into_iter().map(|index| [takers[index].id, takers[index].now]).collect()
+        }
+        Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => Vec::new(),
+    }
+}
+
 /// A backend's bits. One that takes new flows although it is down keeps its old ones too.
 fn flags(service: &ServiceSpec, backend: &BackendSpec, health: Health, was_up: bool, is_taker: bool) -> u32 {
     let mut flags = backend_flag::USED | health_flag(health, was_up);
+    if is_taker {
+        flags |= backend_flag::TAKES;
+    }
     flags |= match backend.admin {
         Admin::Ready => 0,
         Admin::Drain => backend_flag::DRAIN,

@@ -5,6 +5,7 @@
 
 mod compile;
 mod next_hops;
+pub mod slow_start;
 mod usable;
 
 pub(crate) use compile::words_of;
@@ -62,6 +63,8 @@ pub struct Observed {
     pub host_addresses: BTreeSet<IpAddr>,
     /// `ip_local_port_range` and `ip_local_reserved_ports`: ports that NAT leaves alone, as inclusive ranges.
     pub reserved_ports: Vec<(u16, u16)>,
+    /// Now, a tick: how far slow starts have come.
+    pub now: u32,
     /// VIPs that are no longer wanted but that flows still name.
     pub lingering_vips: BTreeSet<Vip>,
 }
@@ -88,6 +91,8 @@ pub struct Tables {
     pub services: BTreeMap<u32, maps::Service>,
     /// Slots of each service's table (backend identities); empty = no usable backend.
     pub slots: BTreeMap<u32, Vec<u32>>,
+    /// Members of each service whose scheduler looks at them: identity and weight ([`maps::Service::members`]).
+    pub members: BTreeMap<u32, Vec<[u32; 2]>>,
     /// `backends` by identity.
     pub backends: BTreeMap<u32, maps::Backend>,
     /// `next_hops`.

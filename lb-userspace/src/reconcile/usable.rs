@@ -68,6 +68,7 @@ mod tests {
             mode: Mode::Nat,
             scheduler: Scheduler::Maglev,
             affinity: None,
+            slow_start: None,
             health: HealthCheck::default_for(Protocol::Tcp),
             on_down: OnDown::Auto,
             on_empty: OnEmpty::Reject,

@@ -528,7 +528,7 @@ mod tests {
     use super::*;
     use crate::{
         error::Kind,
-        state::{Mode, Protocol, Scheduler},
+        state::{Mode, Protocol},
     };
 
     fn address(text: &str) -> SocketAddr {
@@ -620,11 +620,7 @@ mod tests {
     fn what_is_not_there_yet_is_refused_not_ignored() {
         let mut tunnel = service("10.0.0.1:81", &[]);
         tunnel.mode = Mode::Ipip;
-        let mut turns = service("10.0.0.1:81", &[]);
-        turns.scheduler = Scheduler::RoundRobin;
-        for service in [tunnel, turns] {
-            assert_eq!(refused(&Change::AddService { service }).kind, Kind::Usage);
-        }
+        assert_eq!(refused(&Change::AddService { service: tunnel }).kind, Kind::Usage);
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub struct ServiceSpec {
     pub scheduler: Scheduler,
     /// Same client address, same backend, for this long.
     pub affinity: Option<Duration>,
+    /// A backend that comes up takes a growing share of new flows for this long.
+    #[serde(default)]
+    pub slow_start: Option<Duration>,
     /// How backends are checked.
     pub health: HealthCheck,
     /// What happens to flows of a backend that is down.
@@ -69,6 +72,9 @@ pub struct ServiceOptions {
     pub scheduler: Option<Scheduler>,
     /// `--affinity`; 0 = off.
     pub affinity: Option<Duration>,
+    /// `slow_start` of the config file; 0 = off.
+    #[serde(default)]
+    pub slow_start: Option<Duration>,
     /// `--health`.
     pub health: Option<Probe>,
     /// `--on-down`.
@@ -153,6 +159,7 @@ impl ServiceSpec {
             mode: Mode::Nat,
             scheduler: Scheduler::Maglev,
             affinity: None,
+            slow_start: None,
             health: HealthCheck::default_for(vip.protocol),
             on_down: OnDown::Auto,
             on_empty: OnEmpty::Reject,
@@ -168,12 +175,13 @@ impl ServiceOptions {
     /// What is said here, and for the rest what is said in `other`.
     #[must_use]
     pub fn or(self, other: &Self) -> Self {
-        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, idle, discovery } = self;
+        let Self { name, mode, scheduler, affinity, slow_start, health, on_down, on_empty, idle, discovery } = self;
         Self {
             name: name.or_else(|| other.name.clone()),
             mode: mode.or(other.mode),
             scheduler: scheduler.or(other.scheduler),
             affinity: affinity.or(other.affinity),
+            slow_start: slow_start.or(other.slow_start),
             health: health.or_else(|| other.health.clone()),
             on_down: on_down.or(other.on_down),
             on_empty: on_empty.or(other.on_empty),
@@ -184,7 +192,7 @@ impl ServiceOptions {
 
     /// Puts what is said into a service.
     pub fn apply(&self, service: &mut ServiceSpec) {
-        let Self { name, mode, scheduler, affinity, health, on_down, on_empty, idle, discovery } = self;
+        let Self { name, mode, scheduler, affinity, slow_start, health, on_down, on_empty, idle, discovery } = self;
         if let Some(name) = name {
             service.name.clone_from(name);
         }
@@ -194,6 +202,7 @@ impl ServiceOptions {
         service.mode = mode.unwrap_or(service.mode);
         service.scheduler = scheduler.unwrap_or(service.scheduler);
         service.affinity = affinity.or(service.affinity).filter(|time| !time.is_zero());
+        service.slow_start = slow_start.or(service.slow_start).filter(|time| !time.is_zero());
         service.on_down = on_down.unwrap_or(service.on_down);
         service.on_empty = on_empty.unwrap_or(service.on_empty);
         service.idle = idle.unwrap_or_default().or(service.idle);

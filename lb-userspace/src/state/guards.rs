@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Desired, Facts, Mode, Scheduler, ServiceSpec, Via, Vip};
+use super::{Desired, Facts, Mode, ServiceSpec, Via, Vip};
 use crate::{Error, Result};
 
 /// Everything that can be wrong with a new state. What stood before is not judged again: the world may have changed
@@ -107,12 +107,6 @@ fn supported(service: &ServiceSpec) -> Result<()> {
     let not_yet = |what: String, instead: &str| Err(Error::usage(format!("{what}: not in this version")).hint(instead));
     if service.mode != Mode::Nat {
         return not_yet(format!("mode '{}'", service.mode), "--mode nat works with every backend");
-    }
-    if service.scheduler != Scheduler::Maglev {
-        return not_yet(format!("scheduler '{}'", service.scheduler), "--scheduler maglev");
-    }
-    if service.affinity.is_some() {
-        return not_yet("--affinity".into(), "leave it out");
     }
     if service.health.via == Via::Vip {
         return not_yet("health via 'vip'".into(), "via = \"backend\"");

@@ -1,3 +1,4 @@
 //! Packet tests: frames through the real program by `BPF_PROG_TEST_RUN`, each named by the rule that it shows.
 
 mod nat;
+mod schedulers;
