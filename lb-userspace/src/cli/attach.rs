@@ -61,6 +61,7 @@ pub async fn daemon(arguments: &Arguments, config: PathBuf, force: bool) -> Resu
         daemon: true,
         dry_run: false,
         force,
+        json: arguments.output == Output::Json,
     })
     .await
 }
