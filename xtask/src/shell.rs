@@ -25,8 +25,13 @@ pub fn privileged(program: impl AsRef<std::ffi::OsStr>) -> Command {
         return Command::new(program);
     }
     let mut command = Command::new("sudo");
-    command.arg("--preserve-env=PATH,RUST_BACKTRACE,CI").arg(program);
+    command.arg("--preserve-env=PATH,RUST_BACKTRACE,CI,TMPDIR,LB_CHURN_SECONDS").arg(program);
     command
+}
+
+/// Asks for the password now, if `sudo` wants one: later nobody may be listening.
+pub fn authenticate() -> Result<()> {
+    if is_root() { Ok(()) } else { run(Command::new("sudo").arg("--validate")) }
 }
 
 /// Whether this process is root's.

@@ -1,11 +1,15 @@
 //! `cargo xtask test`: every tier, then one line that says how many passed.
 //!
 //! Tests are built by cargo as the user, and their binaries run as root, because they load programs into the kernel
-//! and make network namespaces. A tier that cannot run has failed.
+//! and make network namespaces. A tier that cannot run has failed, and so has a test that never ends or leaves
+//! something behind. Ctrl-C ends the running tests and removes what they made.
+
+mod leftovers;
+mod watch;
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,7 +17,7 @@ use serde_json::Value;
 
 use crate::{
     setup::{Part, setup},
-    shell::{cargo, output, privileged, typed},
+    shell::{cargo, privileged, typed},
 };
 
 /// Where a test binary belongs.
@@ -46,6 +50,16 @@ impl Tier {
     }
 }
 
+/// Tests of a tier that run beside each other; `None`: as many as there are cores.
+const fn threads(tier: Tier) -> Option<&'static str> {
+    match tier {
+        Tier::Unit | Tier::Packets => None,
+        // They wait for each other's servers more than they compute.
+        Tier::EndToEnd => Some("--test-threads=4"),
+        Tier::Serial => Some("--test-threads=1"),
+    }
+}
+
 struct Binary {
     tier: Tier,
     name: String,
@@ -57,31 +71,44 @@ struct Binary {
 struct Counts {
     passed: u64,
     failed: u64,
+    /// Nothing is skipped: an ignored test has failed.
+    ignored: u64,
+}
+
+/// What became of a test binary.
+struct Ran {
+    counts: Counts,
+    failed: Vec<String>,
+    text: String,
 }
 
 /// Runs all tests.
 pub fn test() -> Result<()> {
     setup(Part::Test)?;
-    let before = leftovers();
+    crate::shell::authenticate()?;
+    watch::listen_for_interrupt()?;
+    let before = leftovers::find();
     let mut binaries = build()?;
     binaries.sort_by(|a, b| (a.tier, &a.name).cmp(&(b.tier, &b.name)));
-    let mut total = Counts::default();
+    let (mut total, mut failed) = (Counts::default(), Vec::new());
     for binary in &binaries {
-        let counts = run(binary)?;
-        eprintln!(
-            "  {:<10} {:<16} {} passed, {} failed",
-            binary.tier.name(),
-            binary.name,
-            counts.passed,
-            counts.failed
-        );
-        total.passed += counts.passed;
-        total.failed += counts.failed;
+        let begun = std::time::Instant::now();
+        let ran = run(binary)?;
+        let Counts { passed, failed: bad, ignored } = ran.counts;
+        let (tier, seconds) = (binary.tier.name(), begun.elapsed().as_secs());
+        eprintln!("  {tier:<10} {:<16} {passed} passed, {} failed, {seconds} s", binary.name, bad + ignored);
+        total.passed += passed;
+        total.failed += bad + ignored;
+        failed.extend(ran.failed.into_iter().map(|name| format!("{}::{name}", binary.name)));
+        if ignored > 0 {
+            failed.push(format!("{}: {ignored} tests are ignored", binary.name));
+        }
     }
-    for left in leftovers().into_iter().filter(|left| !before.contains(left)) {
-        eprintln!("left behind: {left}");
+    for left in leftovers::find().into_iter().filter(|left| !before.contains(left)) {
+        failed.push(format!("left behind: {left}"));
         total.failed += 1;
     }
+    failed.iter().for_each(|name| println!("failed: {name}"));
     println!("{} passed, {} failed", total.passed, total.failed);
     if total.failed > 0 {
         std::process::exit(1);
@@ -122,45 +149,58 @@ fn binary(message: &Value) -> Option<Binary> {
     })
 }
 
-fn run(binary: &Binary) -> Result<Counts> {
-    let (mut counts, text) = execute(binary, &[])?;
-    if counts.failed == 0 {
-        return Ok(counts);
+fn run(binary: &Binary) -> Result<Ran> {
+    let mut ran = execute(binary, &[])?;
+    if ran.counts.failed == 0 {
+        return Ok(ran);
     }
-    println!("{text}");
+    println!("{}", ran.text);
     if !matches!(binary.tier, Tier::EndToEnd | Tier::Serial) {
-        return Ok(counts);
+        return Ok(ran);
     }
     // Real servers on a loaded machine: what fails beside others is tried once more, alone, and said to have been.
-    for name in failures(&text) {
-        let (again, text) = execute(binary, &["--exact", &name, "--test-threads=1"])?;
-        if again == (Counts { passed: 1, failed: 0 }) {
+    for name in std::mem::take(&mut ran.failed) {
+        let again = execute(binary, &["--exact", &name])?;
+        if again.counts == (Counts { passed: 1, ..Counts::default() }) {
             eprintln!("  {} {name}: passed only at the second try, alone", binary.name);
-            counts = Counts { passed: counts.passed + 1, failed: counts.failed - 1 };
+            ran.counts.passed += 1;
+            ran.counts.failed -= 1;
         } else {
-            println!("{text}");
+            println!("{}", again.text);
+            ran.failed.push(name);
         }
     }
-    Ok(counts)
+    Ok(ran)
 }
 
 /// Runs a test binary; gives what it counted and what it printed.
-fn execute(binary: &Binary, arguments: &[&str]) -> Result<(Counts, String)> {
+fn execute(binary: &Binary, arguments: &[&str]) -> Result<Ran> {
     let mut command = privileged(&binary.path);
-    if binary.tier == Tier::Serial {
-        command.arg("--test-threads=1");
+    command.args(threads(binary.tier)).args(arguments).current_dir(&binary.directory);
+    let watched = watch::run(&mut command)?;
+    let text = watched.text;
+    let mut failed = failures(&text);
+    let mut counts = counts(&text).unwrap_or_default();
+    if let Some(hung) = watched.hung {
+        // What ran to its end counts; the test that did not is the one that failed.
+        counts = Counts { passed: finished(&text), failed: failed.len() as u64 + 1, ignored: 0 };
+        failed.push(hung);
+    } else if counts == Counts::default() && !text.contains("running 0 tests") {
+        bail!("{} ended without a result ({}):\n{text}", binary.name, watched.status);
     }
-    command.args(arguments.iter().filter(|argument| binary.tier != Tier::Serial || !argument.starts_with("--test-")));
-    let output = command.current_dir(&binary.directory).stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("run {}", binary.path.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let Some(mut counts) = counts(&text) else {
-        bail!("{} ended without a result ({}):\n{text}", binary.name, output.status);
-    };
-    if !output.status.success() {
+    for left in watched.left {
+        failed.push(format!("left behind: {left}"));
+        counts.failed += 1;
+    }
+    if !watched.status.success() {
         counts.failed = counts.failed.max(1);
     }
-    Ok((counts, text))
+    Ok(Ran { counts, failed, text })
+}
+
+/// How many tests passed, by libtest's lines `test NAME ... ok`.
+fn finished(text: &str) -> u64 {
+    text.lines().filter(|line| line.starts_with("test ") && line.ends_with(" ... ok")).count() as u64
 }
 
 /// The tests that failed, by libtest's lines `test NAME ... FAILED`.
@@ -176,25 +216,7 @@ fn counts(text: &str) -> Option<Counts> {
         let before = line.split(&format!(" {word}")).next()?;
         before.rsplit([' ', '.']).next()?.parse().ok()
     };
-    Some(Counts { passed: number("passed")?, failed: number("failed")? })
-}
-
-/// Network namespaces and pins of the project's labs whose process is gone.
-fn leftovers() -> Vec<String> {
-    let namespaces = output(Command::new("ip").args(["netns", "list"])).unwrap_or_default();
-    let namespaces = namespaces.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned);
-    let pins = std::fs::read_dir("/sys/fs/bpf").into_iter().flatten().flatten();
-    let pins = pins.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    namespaces
-        .chain(pins)
-        .filter(|name| maker(name).is_some_and(|pid| !Path::new("/proc").join(pid).exists()))
-        .collect()
-}
-
-/// The number of the process that made a thing of this name: `lb-WHAT-PID-...`.
-fn maker(name: &str) -> Option<&str> {
-    let pid = name.strip_prefix("lb-")?.split('-').nth(1)?;
-    pid.bytes().all(|byte| byte.is_ascii_digit()).then_some(pid)
+    Some(Counts { passed: number("passed")?, failed: number("failed")?, ignored: number("ignored")? })
 }
 
 #[cfg(test)]
@@ -205,7 +227,7 @@ mod tests {
     fn results_are_read() {
         let text =
             "running 3 tests\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
-        assert_eq!(counts(text), Some(Counts { passed: 2, failed: 1 }));
+        assert_eq!(counts(text), Some(Counts { passed: 2, failed: 1, ignored: 0 }));
         assert_eq!(counts("running 3 tests\n"), None);
     }
 
@@ -213,14 +235,7 @@ mod tests {
     fn failed_tests_are_found_by_name() {
         let text = "test nat::a ... ok\ntest nat::b ... FAILED\n\nfailures:\n    nat::b\n";
         assert_eq!(failures(text), ["nat::b"]);
-    }
-
-    #[test]
-    fn names_say_who_made_them() {
-        assert_eq!(maker("lb-lab-123-0-client"), Some("123"));
-        assert_eq!(maker("lb-e2e-77-1"), Some("77"));
-        assert_eq!(maker("lb-something-else"), None);
-        assert_eq!(maker("cilium"), None);
+        assert_eq!(finished(text), 1);
     }
 
     #[test]
