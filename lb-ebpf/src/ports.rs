@@ -15,6 +15,9 @@ use crate::{helpers, maps, path::Path, records, table::Found};
 
 /// Ports that are looked at for every new flow.
 const WINDOW: u32 = 16;
+/// Ports that are looked at before one is taken whose flow's handshake is under way: just behind another CPU's cursor
+/// every flow has only begun, however many are closed further on.
+const HANDSHAKES: u32 = 64;
 /// Most ports that are looked at when none of those would do: every port of one address, and more.
 const SEARCH: u32 = 1 << 17;
 
@@ -76,7 +79,8 @@ impl<F: Path> Search<F> {
         if class < self.class || (class == self.class && class != NONE && idle > self.idle) {
             (self.best, self.class, self.idle, self.holder) = (round, class, idle, holder);
         }
-        class == FREE || (round >= WINDOW && self.class < NONE)
+        let enough = if self.class < HANDSHAKE { WINDOW } else { HANDSHAKES };
+        class == FREE || (round >= enough && self.class < NONE)
     }
 }
 

@@ -18,6 +18,9 @@ use crate::{atomic, helpers, live, maps, path::Path, table};
 const WINDOW: u32 = 8;
 /// Places that are looked at when none of those would do.
 const SEARCH: u32 = 2_048;
+/// Places that are looked at before a flow gives way whose handshake is under way: just behind another CPU's hand
+/// everything has only begun, however much is closed further on.
+const HANDSHAKES: u32 = 64;
 /// Established flows give way when they were idle this long and nothing else can (5 min).
 const SHORTEST_IDLE: u32 = clock::ticks_from_millis(300_000);
 
@@ -87,7 +90,8 @@ impl<F: Path> Search<F> {
         if (class as u32) < self.class || (class as u32 == self.class && idle > self.idle) {
             (self.best, self.seq, self.class, self.idle) = (index, seq, class as u32, idle);
         }
-        class == Class::Free || (round >= WINDOW && self.class < Class::Idle as u32)
+        let enough = if self.class < Class::Handshake as u32 { WINDOW } else { HANDSHAKES };
+        class == Class::Free || (round >= enough && self.class < Class::Idle as u32)
     }
 }
 

@@ -1,0 +1,139 @@
+//! Which record and which NAT port a new flow takes: a free one, the longest closed, the oldest that never got beyond
+//! the handshake; never one of a connection that goes on.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use lb_common::reason::Reason;
+use lb_tests::{
+    packet::{ACK, FIN, SYN, tcp},
+    world::World,
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 10), 80);
+const BACKEND: &str = "10.0.1.1:8080";
+
+fn client(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 7), port)
+}
+
+/// A world with room for so many flows and ports; everything happens on one CPU, whose hands go round in order.
+fn world(flows: u32, ports: u16) -> World {
+    let mut one = CpuSet::new();
+    one.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    let mut world = World::new(flows).unwrap();
+    world.service("10.0.0.10:80", &[BACKEND]).unwrap();
+    world.desired.settings.snat_ports = Some((5000, 5000 + ports - 1));
+    world.apply().unwrap();
+    world
+}
+
+fn close(world: &mut World, port: u16, backend: SocketAddrV4, lb: SocketAddrV4) {
+    assert_eq!(world.send(&tcp(client(port), VIP, FIN | ACK)).reason, Reason::ForwardedTx);
+    assert_eq!(world.send(&tcp(backend, lb, FIN | ACK).from_backend()).reason, Reason::ForwardedTx);
+}
+
+/// Twenty handshakes are under way and everything else is closed; many connections later they still are.
+fn handshakes_survive(mut world: World, room: u16) {
+    let begun: Vec<_> = (1000..1020).map(|port| (port, world.send(&tcp(client(port), VIP, SYN)).packet())).collect();
+    for port in 2000..2000 + room - 20 + 300 {
+        let (backend, lb) = world.open(client(port), VIP);
+        close(&mut world, port, backend, lb);
+    }
+    for (port, seen) in begun {
+        let answer = world.send(&tcp(seen.to, seen.from, SYN | ACK).from_backend());
+        assert_eq!((answer.reason, answer.packet().to), (Reason::ForwardedTx, client(port)));
+        assert_eq!(world.send(&tcp(client(port), VIP, ACK)).reason, Reason::ForwardedTx, "{port}");
+    }
+}
+
+#[test]
+fn rule_16_a_handshake_under_way_keeps_its_record_while_others_are_closed() {
+    handshakes_survive(world(256, 20_000), 256);
+}
+
+#[test]
+fn rule_02_a_handshake_under_way_keeps_its_port_while_others_are_closed() {
+    handshakes_survive(world(4096, 128), 128);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    Closed,
+    Handshake,
+    Established,
+}
+
+/// Numbers that look random and are the same in every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+/// What a port carries: a flow of this client's port, in a state.
+type Model = BTreeMap<u16, (u16, State)>;
+
+/// One of the ports in a state.
+fn pick(model: &Model, state: State, numbers: &mut Numbers) -> Option<(u16, u16)> {
+    let all: Vec<_> = model.iter().filter(|(_, held)| held.1 == state).map(|(lb, held)| (*lb, held.0)).collect();
+    (!all.is_empty()).then(|| all[numbers.below(all.len())])
+}
+
+/// A new flow: takes what the rule says.
+fn begin(world: &mut World, model: &mut Model, ports: usize, port: u16) {
+    let sent = world.send(&tcp(client(port), VIP, SYN));
+    if model.len() == ports && model.values().all(|held| held.1 == State::Established) {
+        assert_eq!(sent.reason, Reason::PortsExhausted, "{model:?}");
+        return;
+    }
+    assert_eq!(sent.reason, Reason::ForwardedTx, "{model:?}");
+    let taken = sent.packet().from.port();
+    let worst = (model.len() == ports).then(|| model.values().map(|held| held.1).min()).flatten();
+    let was = model.insert(taken, (port, State::Handshake)).map(|held| held.1);
+    assert_eq!(was, worst, "port {taken} was taken; {model:?}");
+}
+
+#[test]
+fn rule_02_ports_are_taken_in_the_order_of_a_model() {
+    const PORTS: u16 = 16;
+    for seed in 1..=2 {
+        let (mut world, mut numbers, mut model) = (world(4096, PORTS), Numbers(seed), Model::new());
+        let backend: SocketAddrV4 = BACKEND.parse().unwrap();
+        let lb = |port| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), port);
+        for port in 1000..1600 {
+            // Some worlds fill up, others empty.
+            match numbers.below(if seed % 2 == 0 { 5 } else { 8 }) {
+                0 => {
+                    let Some((held, owner)) = pick(&model, State::Established, &mut numbers) else { continue };
+                    close(&mut world, owner, backend, lb(held));
+                    model.insert(held, (owner, State::Closed));
+                }
+                1 | 2 => {
+                    let Some((held, owner)) = pick(&model, State::Handshake, &mut numbers) else { continue };
+                    let answer = world.send(&tcp(backend, lb(held), SYN | ACK).from_backend());
+                    assert_eq!((answer.reason, answer.packet().to), (Reason::ForwardedTx, client(owner)));
+                    assert_eq!(world.send(&tcp(client(owner), VIP, ACK)).reason, Reason::ForwardedTx);
+                    model.insert(held, (owner, State::Established));
+                }
+                3 => {
+                    let Some((held, owner)) = pick(&model, State::Established, &mut numbers) else { continue };
+                    let sent = world.send(&tcp(client(owner), VIP, ACK).payload(b"goes on"));
+                    assert_eq!((sent.reason, sent.packet().from), (Reason::ForwardedTx, lb(held)));
+                }
+                _ => begin(&mut world, &mut model, PORTS.into(), port),
+            }
+        }
+        assert!(model.len() == usize::from(PORTS), "seed {seed}: the ports were never all in use");
+    }
+}
