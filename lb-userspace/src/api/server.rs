@@ -1,6 +1,7 @@
 //! The server's end of the socket: HTTP in, [`Request`]s to the daemon, answers out.
 
 use std::{
+    convert::Infallible,
     fs, io,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::Path,
@@ -8,8 +9,9 @@ use std::{
 
 use axum::{
     Json, Router,
+    body::{Body, Bytes},
     extract::State,
-    http::StatusCode,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -24,7 +26,16 @@ use super::Request;
 use crate::{Error, Result, error::Kind};
 
 /// A request on its way to the daemon, and where the answer goes.
-pub type Call = (Request, oneshot::Sender<Result<Value>>);
+pub type Call = (Request, oneshot::Sender<Result<Answer>>);
+
+/// What the daemon answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// A JSON value, or text.
+    Value(Value),
+    /// A JSON value that may be long, as text, piece by piece.
+    Pieces(mpsc::Receiver<Bytes>),
+}
 
 /// Binds the socket: mode 0660, group `lb` if there is one. The socket of a dead daemon is replaced.
 pub async fn bind(path: &Path) -> Result<UnixListener> {
@@ -77,20 +88,33 @@ async fn any(calls: Calls, Json(request): Json<Request>) -> Response {
 
 async fn metrics(calls: Calls) -> Response {
     match call(&calls, Request::Metrics).await {
-        Ok(Value::String(text)) => text.into_response(),
-        Ok(other) => Json(other).into_response(),
+        Ok(Answer::Value(Value::String(text))) => text.into_response(),
+        Ok(other) => respond(other),
         Err(error) => failed(&error),
     }
 }
 
 async fn ask(calls: Calls, request: Request) -> Response {
     match call(&calls, request).await {
-        Ok(answer) => Json(answer).into_response(),
+        Ok(answer) => respond(answer),
         Err(error) => failed(&error),
     }
 }
 
-async fn call(calls: &Calls, request: Request) -> Result<Value> {
+fn respond(answer: Answer) -> Response {
+    match answer {
+        Answer::Value(value) => Json(value).into_response(),
+        Answer::Pieces(pieces) => {
+            let stream = futures_util::stream::unfold(pieces, |mut pieces| async {
+                let piece = pieces.recv().await?;
+                Some((Ok::<_, Infallible>(piece), pieces))
+            });
+            ([(CONTENT_TYPE, "application/json")], Body::from_stream(stream)).into_response()
+        }
+    }
+}
+
+async fn call(calls: &Calls, request: Request) -> Result<Answer> {
     let (answer, answered) = oneshot::channel();
     let ending = || Error::failed("the daemon is ending");
     calls.send((request, answer)).await.map_err(|_| ending())?;

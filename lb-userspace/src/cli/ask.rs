@@ -7,11 +7,11 @@ use std::{
 
 use super::{
     arguments::{Arguments, Backend, Command, Conn, Filter, How, Of, Output, Service, Source, Wait},
-    print,
+    connections, print,
 };
 use crate::{
     Error, Result,
-    api::{Changed, Conn as Connection, ConnFilter, Drop, Request, Status, client::Client},
+    api::{Changed, ConnFilter, Drop, Request, Status, client::Client},
     error::Kind,
     say,
     state::{Admin, BackendSpec, Change, Health, ServiceOptions, ServiceSpec, Source as Stated},
@@ -83,9 +83,10 @@ async fn ask_service(client: &Client, command: Service, out: Output) -> Result<(
             change(client, wanted, false, &how, Until::Applied, out).await?;
         }
         Service::Remove { service, force, how } => {
-            let filter = ConnFilter::default();
             let status: Status = client.ask(&Request::Status).await?;
-            let backends = find(&status, Some(&service))?.backends.iter().map(|backend| backend.address).collect();
+            let found = find(&status, Some(&service))?;
+            let backends = found.backends.iter().map(|backend| backend.address).collect();
+            let filter = ConnFilter { service: Some(found.name.clone()), ..ConnFilter::default() };
             let until = Until::NoFlows(filter, backends);
             change(client, Change::RemoveService { service }, force, &how, until, out).await?;
         }
@@ -94,7 +95,10 @@ async fn ask_service(client: &Client, command: Service, out: Output) -> Result<(
 }
 
 async fn ask_backend(client: &Client, command: Backend, out: Output) -> Result<()> {
-    let no_flows = |addresses: &[SocketAddr]| Until::NoFlows(ConnFilter::default(), addresses.to_vec());
+    // The same server may be in other services too: their flows are not waited for.
+    let no_flows = |service: &Option<String>, addresses: &[SocketAddr]| {
+        Until::NoFlows(ConnFilter { service: service.clone(), ..ConnFilter::default() }, addresses.to_vec())
+    };
     let (wanted, force, how, until) = match command {
         Backend::List { service } => {
             let status: Status = client.ask(&Request::Status).await?;
@@ -110,14 +114,14 @@ async fn ask_backend(client: &Client, command: Backend, out: Output) -> Result<(
             (Change::AddBackends { service, backends }, false, how, until)
         }
         Backend::Remove { backends, force, of: Of { service, how } } => {
-            let until = no_flows(&backends);
+            let until = no_flows(&service, &backends);
             (Change::RemoveBackends { service, backends }, force, how, until)
         }
         Backend::Weight { backend, weight, of: Of { service, how } } => {
             (Change::SetWeight { service, backend, weight }, false, how, Until::Applied)
         }
         Backend::Drain { backends, of: Of { service, how } } => {
-            let until = no_flows(&backends);
+            let until = no_flows(&service, &backends);
             (Change::SetAdmin { service, backends, admin: Admin::Drain }, false, how, until)
         }
         Backend::Ready { backends, of: Of { service, how } } => {
@@ -125,7 +129,7 @@ async fn ask_backend(client: &Client, command: Backend, out: Output) -> Result<(
             (Change::SetAdmin { service, backends, admin: Admin::Ready }, false, how, until)
         }
         Backend::Maint { backends, of: Of { service, how } } => {
-            let until = no_flows(&backends);
+            let until = no_flows(&service, &backends);
             (Change::SetAdmin { service, backends, admin: Admin::Maint }, false, how, until)
         }
     };
@@ -135,10 +139,7 @@ async fn ask_backend(client: &Client, command: Backend, out: Output) -> Result<(
 async fn ask_conn(client: &Client, command: Conn, out: Output) -> Result<()> {
     match command {
         Conn::List(filter) => {
-            print::connections(
-                &client.ask::<Vec<Connection>>(&Request::Connections { filter: filter.into() }).await?,
-                out,
-            );
+            connections::list(client, &Request::Connections { filter: filter.into() }, out).await?;
         }
         Conn::Count(filter) => {
             println!("{}", client.ask::<u64>(&Request::CountConnections { filter: filter.into() }).await?);
@@ -215,7 +216,11 @@ async fn wait_until(client: &Client, wait: Wait, until: &Until) -> Result<()> {
                 let mut flows = 0;
                 for address in addresses {
                     let filter = ConnFilter { backend: Some(*address), ..filter.clone() };
-                    flows += client.ask::<u64>(&Request::CountConnections { filter }).await?;
+                    flows += match client.ask::<u64>(&Request::CountConnections { filter }).await {
+                        // A removed service is forgotten with its last flow.
+                        Err(error) if error.kind == Kind::NotFound => 0,
+                        counted => counted?,
+                    };
                 }
                 (flows, "live flows")
             }

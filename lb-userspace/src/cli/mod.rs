@@ -5,6 +5,7 @@ mod arguments;
 mod ask;
 mod attach;
 mod check;
+mod connections;
 mod print;
 
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::arguments::Output;
 use crate::{
-    api::{Backend, Conn, Drop, Service, SourceStatus, Status},
+    api::{Backend, Drop, Service, SourceStatus, Status},
     doctor::{Finding, Level},
 };
 
@@ -177,26 +177,4 @@ pub fn findings(findings: &[Finding], out: Output) {
         let fix = finding.fix.as_ref().map_or_else(String::new, |fix| format!("  ->  {fix}"));
         println!("{mark}  {}: {}{fix}", finding.check, finding.text);
     }
-}
-
-/// `lb conn list`.
-pub fn connections(connections: &[Conn], out: Output) {
-    if out == Output::Json {
-        return json(&connections);
-    }
-    let rows = connections.iter().map(|conn| {
-        [
-            conn.proto.clone(),
-            conn.client.to_string(),
-            conn.vip.to_string(),
-            conn.backend.to_string(),
-            conn.snat.to_string(),
-            conn.state.clone(),
-            format!("{} s", conn.idle_s),
-            format!("{} s", conn.age_s),
-            conn.packets.inward.to_string(),
-            conn.packets.out.to_string(),
-        ]
-    });
-    table(["PROTO", "CLIENT", "VIP", "BACKEND", "AS", "STATE", "IDLE", "AGE", "PACKETS IN", "OUT"], rows);
 }

@@ -8,6 +8,7 @@ mod admission;
 mod adopt;
 mod announce;
 mod checks;
+mod connections;
 mod lock;
 mod network;
 mod notify;
@@ -38,7 +39,10 @@ use tokio::{
 use self::{lock::Locks, notify::Notify};
 use crate::{
     Error, Result,
-    api::{Changed, Request, server::Call},
+    api::{
+        Changed, Request,
+        server::{Answer, Call},
+    },
     dataplane::{self, DataPlane, pins},
     discovery::{Sources, sources::Heard},
     error::Context as _,
@@ -190,15 +194,13 @@ impl Daemon {
         self.notify.status(&status);
     }
 
-    async fn answer(&mut self, request: Request) -> Result<Value> {
-        match request {
+    async fn answer(&mut self, request: Request) -> Result<Answer> {
+        let value = match request {
             Request::Status => serde_json::to_value(self.status()?).context("write the answer"),
             Request::Drops => serde_json::to_value(self.drops()?).context("write the answer"),
-            Request::Connections { filter } => {
-                serde_json::to_value(self.connections(&filter)?).context("write the answer")
-            }
-            Request::CountConnections { filter } => Ok(json!(self.connections(&filter)?.len())),
-            Request::Flush { filter } => Ok(json!(self.flush(&filter)?)),
+            Request::Connections { filter } => return Ok(Answer::Pieces(self.connections(&filter)?.write())),
+            Request::CountConnections { filter } => Ok(json!(self.connections(&filter)?.count())),
+            Request::Flush { filter } => Ok(json!(self.connections(&filter)?.reset())),
             Request::Metrics => Ok(Value::String(crate::observe::metrics(&self.status()?, &self.measured()?))),
             Request::Change { change, force, dry_run } => self
                 .change(&change, force, dry_run)
@@ -206,7 +208,8 @@ impl Daemon {
                 .and_then(|c| serde_json::to_value(c).context("write the answer")),
             Request::ReleaseSource { name } => self.release(&name).map(|gone| json!(gone)),
             Request::Detach { interfaces } => self.detach(&interfaces).map(|names| json!(names)),
-        }
+        };
+        value.map(Answer::Value)
     }
 
     /// Checks a change, and makes it so.

@@ -1,17 +1,15 @@
 //! What the daemon answers to questions.
 
 use lb_common::{
-    LAYOUT_VERSION, clock,
-    flow::state,
-    maps,
+    LAYOUT_VERSION, maps,
     reason::{Reason, Verdict},
 };
 
 use super::Daemon;
 use crate::{
     Result,
-    api::{Backend, Both, Conn, ConnFilter, Drop, FlowsStatus, InterfaceStatus, LastCheck, Service, Status},
-    dataplane::{self, Counters, Flow, FlowCounts},
+    api::{Backend, Both, Drop, FlowsStatus, InterfaceStatus, LastCheck, Service, Status},
+    dataplane::{self, Counters, FlowCounts},
     observe::Measured,
     reconcile::{BackendKey, Tables},
     state::{BackendSpec, Health, Probe, ServiceSpec},
@@ -136,48 +134,6 @@ impl Daemon {
             help: reason.help().to_owned(),
         });
         Ok(drops.collect())
-    }
-
-    /// Live connections that pass a filter.
-    pub(super) fn connections(&self, filter: &ConnFilter) -> Result<Vec<Conn>> {
-        Ok(self.matching(filter)?.iter().map(|flow| self.conn(flow)).collect())
-    }
-
-    /// Resets live connections that pass a filter; gives how many.
-    pub(super) fn flush(&self, filter: &ConnFilter) -> Result<usize> {
-        let flows = self.plane.flows();
-        Ok(self.matching(filter)?.iter().filter(|flow| flows.reset(flow)).count())
-    }
-
-    fn matching(&self, filter: &ConnFilter) -> Result<Vec<Flow>> {
-        let service = filter.service.as_deref().map(|name| self.desired.service(Some(name))).transpose()?;
-        let flows = self.plane.flows();
-        let passes = |flow: &Flow| {
-            let conn = self.conn(flow);
-            service.is_none_or(|service| conn.service == service.name)
-                && filter.backend.is_none_or(|backend| conn.backend == backend)
-                && filter.client.is_none_or(|client| conn.client.ip() == client)
-                && filter.state.as_ref().is_none_or(|state| conn.state == *state)
-        };
-        Ok(flows.live(dataplane::now()).filter(passes).take(filter.limit.unwrap_or(usize::MAX)).collect())
-    }
-
-    fn conn(&self, flow: &Flow) -> Conn {
-        let now = dataplane::now();
-        let names = self.observed.service_ids.iter();
-        let service = names.filter(|(_, id)| **id == flow.head.service).map(|(name, _)| name.clone()).next();
-        Conn {
-            proto: if flow.protocol == 6 { "tcp" } else { "udp" }.to_owned(),
-            client: flow.client.from,
-            vip: flow.client.to,
-            backend: flow.backend.from,
-            snat: flow.backend.to,
-            service: service.unwrap_or_default(),
-            state: state::name(flow.head.state).to_owned(),
-            idle_s: clock::millis(flow.head.idle(now)) / 1000,
-            age_s: clock::millis(clock::since(now, flow.head.created)) / 1000,
-            packets: Both { inward: flow.tail.packets_in, out: flow.tail.packets_out },
-        }
     }
 }
 

@@ -10,5 +10,6 @@ mod health;
 mod life;
 mod network;
 mod output;
+mod shapes;
 mod topology;
 mod traffic;

@@ -1,5 +1,5 @@
 //! Packet tests: frames through the real program by `BPF_PROG_TEST_RUN`, each named by the rule that it shows.
 
 mod nat;
-mod schedulers;
 mod reuse;
+mod schedulers;
