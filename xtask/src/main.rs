@@ -1,6 +1,7 @@
 //! lb's development commands: `cargo xtask setup|run|test|lint|bench`. One file per command.
 
 mod bench;
+mod consul;
 mod lint;
 mod run;
 mod setup;

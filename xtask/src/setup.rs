@@ -23,7 +23,7 @@ pub enum Part {
 const BPF_LINKER: &str = "0.13.0";
 
 /// Programs that tests call, the Debian packages that have them, and why.
-const TOOLS: [(&str, &str, &str); 11] = [
+const TOOLS: [(&str, &str, &str); 12] = [
     ("ip", "iproute2", "network namespaces"),
     ("ethtool", "ethtool", "settings of veth pairs that native XDP needs"),
     ("sysctl", "procps", "a look at the balancer's ip_forward"),
@@ -35,6 +35,7 @@ const TOOLS: [(&str, &str, &str); 11] = [
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio", "a gRPC server whose health is checked"),
     ("wrk", "wrk", "requests without a pause, whose failures are counted"),
     ("iperf3", "iperf3", "a stream in which a stall shows"),
+    ("etcd", "etcd-server", "an etcd whose keys are backends"),
 ];
 
 /// Prepares the machine.
@@ -52,6 +53,7 @@ pub fn setup(part: Part) -> Result<()> {
         for (_, package, why) in missing {
             install(apt, &[package], why, &format!("install {package} with this system's package manager"))?;
         }
+        crate::consul::provide();
     }
     Ok(())
 }

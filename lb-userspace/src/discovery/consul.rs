@@ -144,12 +144,15 @@ impl Watch {
         Ok(Self { http: Http::new(access.place.clone())?, access, path, index: 0 })
     }
 
+    /// After an error it asks without an index: a server that began anew would wait for an index of the old one.
     async fn next<T: DeserializeOwned>(&mut self, fresh: bool) -> Result<Told<T>> {
-        if fresh {
-            self.index = 0;
-        }
+        let index = std::mem::take(&mut self.index);
+        self.ask(if fresh { 0 } else { index }, fresh).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&mut self, before: u64, fresh: bool) -> Result<Told<T>> {
         let (wait, scope) = (self.access.wait, &self.access.scope);
-        let blocking = match self.index {
+        let blocking = match before {
             0 => String::new(),
             index => format!("&index={index}&wait={}ms", wait.as_millis()),
         };
@@ -159,14 +162,14 @@ impl Watch {
             true => format!("{}{more}", self.path),
             false => format!("{}?{}", self.path, more.trim_start_matches('&')),
         };
-        let within = if self.index == 0 { SLACK } else { wait + wait / 16 + SLACK };
+        let within = if before == 0 { SLACK } else { wait + wait / 16 + SLACK };
         let answer = self.http.ask(Method::GET, &path, &self.access.headers()?, Vec::new(), within).await;
         let answer = answer.map_err(|error| Error { message: format!("consul: {}", error.message), ..error })?;
         let number = |name: &str| answer.header(name).and_then(|text| text.parse::<u64>().ok());
         let index = number("x-consul-index");
         let (status, leader) = (answer.status, answer.header("x-consul-knownleader") != Some("false"));
         let contact = number("x-consul-lastcontact").unwrap_or(0);
-        let text = answer.text(SLACK).await.inspect_err(|_| self.index = 0)?;
+        let text = answer.text(SLACK).await?;
         if status != StatusCode::OK {
             let said = text.trim().chars().take(200).collect::<String>();
             let error = Error::failed(format!("consul: {}: {said}", status.as_u16()));
@@ -179,7 +182,7 @@ impl Watch {
             .map_err(|error| Error::failed(format!("consul: an answer that makes no sense: {error}")))?;
         // An index that goes backwards is of a server that began anew: ask it without one.
         self.index = match index {
-            Some(index) if index >= self.index => index.max(1),
+            Some(index) if index >= before => index.max(1),
             _ => 0,
         };
         Ok(Told { body, leader, contact })

@@ -17,6 +17,8 @@ pub type Set = BTreeMap<SocketAddr, Instance>;
 
 /// Removals within this time are "at once".
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// So many removals one after the other are no mass.
+const FEW: usize = 2;
 /// A fresh question that was not answered is asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 
@@ -114,12 +116,15 @@ impl Guard {
             self.left.pop_front();
         }
         let lately: usize = self.left.iter().map(|(_, count)| count).sum();
+        // Two that happen to leave one after the other are no mass yet.
+        let lately = if news.len() + lately > FEW { lately } else { 0 };
         let standing = self.good.len() - held.len() + lately;
-        let too_many = (news.len() + lately) * 100 > standing * usize::from(self.policy.mass);
+        let leaving = news.len() + lately;
+        let too_many = leaving > 1 && leaving * 100 > standing * usize::from(self.policy.mass);
         let why = match () {
             () if !whole => Some(Why::NoLeader),
             () if said.is_empty() => Some(Why::Empty),
-            () if too_many && news.len() + lately > 1 && self.policy.mass < 100 => Some(Why::Mass),
+            () if too_many && self.policy.mass < 100 => Some(Why::Mass),
             () => None,
         };
         if let Some(why) = why

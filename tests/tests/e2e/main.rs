@@ -11,5 +11,6 @@ mod life;
 mod network;
 mod output;
 mod shapes;
+mod registries;
 mod topology;
 mod traffic;
