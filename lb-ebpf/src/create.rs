@@ -4,19 +4,26 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     Be16,
     checksum::delta,
-    flow::{Flow, NO_SLOT, Tuple, entry, flag, state},
-    maps::{Backend, mode},
+    flow::{Flow, NO_SLOT, Tuple, entry, flag, next_state, state},
+    maps::Backend,
     reason::Reason,
 };
 
-use crate::{helpers, live, maps, parse::Packet, path::Path, records, table};
+use crate::{
+    direct::{entropy, is_direct},
+    helpers, live, maps,
+    parse::Packet,
+    path::Path,
+    records, table,
+};
 
 /// Makes the flow of `packet` to a backend; gives what became of the packet if it could not.
 #[inline(always)]
-pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, id: u32) -> Option<Reason> {
+pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mode: u8, id: u32) -> Option<Reason> {
     let Some(backend) = maps::backends.get(id) else { return Some(Reason::NoService) };
+    let direct = is_direct(of_mode);
     let mut replies = Tuple::<F>::default();
-    if F::allocate(id, u32::from(packet.tuple.protocol), &mut replies) == 0 {
+    if !direct && F::allocate(id, u32::from(packet.tuple.protocol), &mut replies) == 0 {
         maps::refuse(service, |counters| &mut counters.no_port);
         return Some(match packet.is_tcp() {
             true => F::reset(ctx, packet, Reason::PortsExhausted),
@@ -34,9 +41,13 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, id: u
     if maps::services.get(service).is_some_and(|service| service.affinity != 0) {
         flow.head.flags |= flag::AFFINITY;
     }
+    flow.head.mode = of_mode;
+    flow.tail.entropy = entropy(packet);
     flow.tail.slot_client = F::insert(&packet.tuple, 0, index);
-    flow.tail.slot_backend = F::insert(&replies, entry::FROM_BACKEND, index);
-    if flow.tail.slot_client == NO_SLOT || flow.tail.slot_backend == NO_SLOT {
+    if !direct {
+        flow.tail.slot_backend = F::insert(&replies, entry::FROM_BACKEND, index);
+    }
+    if flow.tail.slot_client == NO_SLOT || (!direct && flow.tail.slot_backend == NO_SLOT) {
         records::forget(flow, index);
         records::publish(flow);
         return Some(Reason::Contended);
@@ -50,7 +61,16 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, id: u
     None
 }
 
-/// Writes the record; its sequence is odd and stays so.
+/// The state that a flow begins in. In direct return it may have begun elsewhere (rule 12).
+#[inline(always)]
+fn first_state<F: Path>(packet: &Packet<F>) -> u8 {
+    if !packet.is_tcp() {
+        return state::UDP;
+    }
+    if packet.is_syn() { state::SYN } else { next_state(state::ESTABLISHED, packet.flags, false, true) }
+}
+
+/// Writes the record, but for service, mode and entropy; its sequence is odd and stays so.
 #[inline(always)]
 fn fill<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>, replies: &Tuple<F>, id: u32, backend: &Backend) {
     let now = helpers::now();
@@ -62,8 +82,7 @@ fn fill<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>, replies: &Tuple<F>, id:
     head.backend = id;
     head.address_delta = delta(addresses.0, addresses.1);
     head.transport_delta = delta(addresses.0 + packet.tuple.port_sum(), addresses.1 + replies.port_sum());
-    head.mode = mode::NAT;
-    head.state = if packet.is_tcp() { state::SYN } else { state::UDP };
+    head.state = first_state(packet);
     head.flags = 0;
     head.seen_client = now;
     head.seen_backend = now;
@@ -74,7 +93,6 @@ fn fill<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>, replies: &Tuple<F>, id:
     tail.vlan = [Be16(u16::MAX); 2];
     tail.slot_client = NO_SLOT;
     tail.slot_backend = NO_SLOT;
-    tail.entropy = 0;
     tail.packets_in = 0;
     tail.packets_out = 0;
 }

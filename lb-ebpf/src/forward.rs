@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use crate::{
-    helpers,
+    direct, helpers,
     icmp::Problem,
     maps,
     packet::{ETHERNET, Frame, Macs, TCP, UDP, tcp as tcp_at, udp},
@@ -39,6 +39,13 @@ struct Rewrite<F: Path> {
 pub fn forward<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: Found<F>) -> Reason {
     let Found { flow, seq, from_backend, .. } = found;
     let id = flow.head.backend;
+    let of_mode = flow.head.mode;
+    if direct::is_direct(of_mode) {
+        if seq & 1 != 0 || table::read(&flow.head.seq) != seq {
+            return Reason::Contended;
+        }
+        return direct::forward(ctx, packet, flow, id, of_mode);
+    }
     let rewrite = if from_backend { Some(towards_client(flow, packet)) } else { towards_backend(flow) };
     let Some(rewrite) = rewrite else { return Reason::NextHopUnknown };
     if seq & 1 != 0 || table::read(&flow.head.seq) != seq {
@@ -147,7 +154,7 @@ fn account<F: Path>(flow: &mut Flow<F>, id: u32, packet: &Packet<F>, from_backen
 
 /// Sends the frame on its way.
 #[inline(always)]
-fn leave(ingress: u32, egress: u32) -> Reason {
+pub fn leave(ingress: u32, egress: u32) -> Reason {
     if egress == ingress {
         return Reason::ForwardedTx;
     }

@@ -7,7 +7,9 @@ use lb_common::{
     reason::Reason,
 };
 
-use crate::{helpers, live, maps, parse::Packet, path::Path, records, select, service, table::Found};
+use crate::{
+    direct::is_direct, helpers, live, maps, parse::Packet, path::Path, records, select, service, table::Found,
+};
 
 /// What is to be done with a packet of a flow.
 pub enum Life {
@@ -76,7 +78,8 @@ fn from_client<F: Path>(ctx: &XdpContext, found: &mut Found<F>, packet: &Packet<
             F::release(found.index);
             return Life::Over;
         }
-        enter(flow, next_state(now, packet.flags, false, false));
+        let next = next_state(now, packet.flags, false, is_direct(flow.head.mode));
+        enter(flow, next);
     }
     Life::Goes
 }

@@ -7,7 +7,7 @@
 //!                      service    which service is it for, and may it begin a flow?          no: reject or pass
 //!                      select     which backend does affinity, or the scheduler, say?
 //!                      create     a record, a NAT port, two index entries
-//!                      forward    rewrite, next hop, out
+//!                      forward    rewrite, next hop, out; direct: as it is, or wrapped
 //!                  -> count: one verdict, one reason, counted once, here
 //! ```
 //!
@@ -33,6 +33,7 @@
 mod answer;
 mod atomic;
 mod create;
+mod direct;
 mod forward;
 mod helpers;
 mod icmp;

@@ -11,7 +11,9 @@ use lb_common::{
     reason::Reason,
 };
 
-use crate::{answer, icmp, icmp::Problem, parse::Packet, pipeline, ports, records, service, table};
+use crate::{
+    answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, ports, records, service, table,
+};
 
 /// A family's copies.
 pub trait Once: Family {
@@ -35,6 +37,8 @@ pub trait Once: Family {
     fn error(ctx: &XdpContext, problem: Problem, transport: usize, service: u32, rest: u32) -> Reason;
     /// [`icmp::receive`].
     fn receive(ctx: &XdpContext, at: usize) -> Reason;
+    /// [`direct::deliver`].
+    fn deliver(ctx: &XdpContext, parcel: &Parcel, id: u32, of_mode: u8) -> u32;
 }
 
 /// "No reason": the packet is not done with.
@@ -52,7 +56,7 @@ fn unpack(number: u32) -> Option<Reason> {
 
 macro_rules! once {
     ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $claim:ident $release:ident $reset:ident
-     $error:ident $receive:ident) => {
+     $error:ident $receive:ident $deliver:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $find(tuple: *const Tuple<$family>, except: u32) -> u64 {
@@ -121,6 +125,14 @@ macro_rules! once {
             icmp::receive::<$family>(&XdpContext::new(ctx), at as usize & 0x7fff) as u32
         }
 
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $deliver(ctx: *mut xdp_md, parcel: *const Parcel, id: u32, of_mode: u32) -> u32 {
+            // SAFETY: as above.
+            let Some(parcel) = (unsafe { parcel.as_ref() }) else { return Reason::HelperFailed as u32 };
+            direct::deliver::<$family>(&XdpContext::new(ctx), parcel, id, of_mode as u8)
+        }
+
         impl Once for $family {
             #[inline(always)]
             fn find(tuple: &Tuple<Self>, except: u32) -> u64 {
@@ -172,9 +184,14 @@ macro_rules! once {
             fn receive(ctx: &XdpContext, at: usize) -> Reason {
                 Reason::from_number($receive(ctx.as_ptr().cast(), at as u32))
             }
+
+            #[inline(always)]
+            fn deliver(ctx: &XdpContext, parcel: &Parcel, id: u32, of_mode: u8) -> u32 {
+                $deliver(ctx.as_ptr().cast(), parcel, id, u32::from(of_mode))
+            }
         }
     };
 }
 
-once!(V4: find4 insert4 known4 begin4 allocate4 claim4 release4 reset4 error4 receive4);
-once!(V6: find6 insert6 known6 begin6 allocate6 claim6 release6 reset6 error6 receive6);
+once!(V4: find4 insert4 known4 begin4 allocate4 claim4 release4 reset4 error4 receive4 deliver4);
+once!(V6: find6 insert6 known6 begin6 allocate6 claim6 release6 reset6 error6 receive6 deliver6);

@@ -12,7 +12,7 @@ use lb_common::{
     flow::{Flow, Head, state},
 };
 
-use crate::{atomic, helpers, live, maps, path::Path, table};
+use crate::{atomic, direct::is_direct, helpers, live, maps, path::Path, table};
 
 /// Places that are looked at for every new flow.
 const WINDOW: u32 = 8;
@@ -55,6 +55,8 @@ fn class(head: &Head, now: u32) -> (Class, u32) {
     }
     let class = match head.state {
         state::CLOSED | state::RESET => Class::Closed,
+        // What the backend sends is not seen: a client that has closed may well be done, and the table still knows.
+        state::FIN_CLIENT if is_direct(head.mode) => Class::Closed,
         state::SYN | state::SYN_ACK => Class::Handshake,
         _ if idle > SHORTEST_IDLE => Class::Idle,
         _ => Class::Live,

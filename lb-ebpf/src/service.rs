@@ -10,6 +10,7 @@ use lb_common::{
 
 use crate::{
     create,
+    direct::{self, is_direct},
     icmp::Problem,
     maps,
     parse::{Packet, address_flags},
@@ -41,15 +42,39 @@ pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Option<Reason> {
         return Some(if known { Reason::NoService } else { Reason::NotOurs });
     };
     let Some(service) = maps::services.get(id) else { return Some(Reason::NoService) };
-    if packet.is_tcp() && !packet.is_syn() {
+    let belongs_elsewhere = packet.is_tcp() && !packet.is_syn();
+    if belongs_elsewhere && !is_direct(service.mode) {
         return Some(stray(ctx, packet));
     }
     let tuple = &packet.tuple;
     let ports = u64::from(tuple.source_port.get()) | u64::from(tuple.protocol) << 16;
-    let [high, low] = client::<F>(tuple.source);
-    match select::select(id, high, low, F::fold(tuple.source), ports) {
-        0 => Some(refuse(ctx, packet, id, service.on_empty)),
-        backend => create::create(ctx, packet, id, backend),
+    let word = F::fold(tuple.source);
+    let chosen = if belongs_elsewhere {
+        // Rule 12: another balancer may have had the flow, or this one lost it. Whoever has the table knows.
+        if packet.flags & (tcp::SYN | tcp::FIN) == tcp::SYN | tcp::FIN {
+            return Some(Reason::Malformed);
+        }
+        select::by_table(service, word, ports)
+    } else {
+        let [high, low] = client::<F>(tuple.source);
+        match select::select(id, high, low, word, ports) {
+            0 => None,
+            backend => Some(backend),
+        }
+    };
+    let is_rst = packet.flags & tcp::RST != 0;
+    let Some(backend) = chosen else {
+        return Some(if is_rst { Reason::StrayRst } else { refuse(ctx, packet, id, service.on_empty) });
+    };
+    // Rule 13: a RST ends what it belongs to, and makes nothing.
+    let made = if is_rst { Some(Reason::TableFull) } else { create::create(ctx, packet, id, service.mode, backend) };
+    match made {
+        // A flow may do without a record as long as its packets go where the table says.
+        Some(Reason::TableFull) if is_direct(service.mode) => {
+            let backend = select::by_table(service, word, ports)?;
+            Some(direct::forward_stateless(ctx, packet, backend, service.mode))
+        }
+        made => made,
     }
 }
 

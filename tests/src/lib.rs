@@ -4,10 +4,12 @@
 //! * [`packet`]: packets as a client, a backend or a router would send them, and what is read off an answer; made and
 //!   checked by a library that shares no code with lb
 //! * [`registry`]: Consul, etcd and dnsmasq, real ones, and a stand-in for where there is no Consul
+//! * [`whole`]: packets of the direct-return modes, wrapped and unwrapped
 //! * [`world`]: the real program and maps, a desired state compiled by the real control plane, and packets through
 //!   `BPF_PROG_TEST_RUN`
 
 pub mod e2e;
 pub mod packet;
 pub mod registry;
+pub mod whole;
 pub mod world;

@@ -11,10 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, ProgramArray},
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
 use lb_common::{maps, reason::Reason};
 use lb_userspace::{
-    dataplane::{self, DataPlane, Flow, LoadOptions, pins},
+    dataplane::{self, DataPlane, Flow, LAB_OBJECT, LoadOptions, pins},
     reconcile::{BackendKey, Observed, Tables, VerdictSeen, compile},
     state::{Admin, BackendSpec, Desired, Health, ServiceSpec, Source},
 };
@@ -47,6 +51,32 @@ pub struct World {
     /// What is seen.
     pub observed: Observed,
     before: Vec<u64>,
+    poison: Poison,
+}
+
+/// Rule 35: the wrapper that fills the head room before the balancer writes.
+struct Poison {
+    lab: Ebpf,
+    // The wrapper's way to the balancer ends when this is dropped.
+    _jump: ProgramArray<MapData>,
+}
+
+impl Poison {
+    fn around(balancer: &Xdp) -> Result<Self> {
+        // Its tables are for the benchmark.
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("floor_flows", 1).map_max_entries("hash_flows", 1);
+        let mut lab = loader.load(LAB_OBJECT)?;
+        let wrapper: &mut Xdp = lab.program_mut("poison").context("the wrapper")?.try_into()?;
+        wrapper.load()?;
+        let mut jump = ProgramArray::try_from(lab.take_map("jump").context("jump")?)?;
+        jump.set(0, balancer.fd()?, 0)?;
+        Ok(Self { lab, _jump: jump })
+    }
+
+    fn program(&self) -> Result<&Xdp> {
+        Ok(self.lab.program("poison").context("the wrapper")?.try_into()?)
+    }
 }
 
 /// What became of a packet.
@@ -88,7 +118,8 @@ impl World {
         plane.set_interfaces(&[interface(INGRESS), interface(OTHER)])?;
         let observed = Observed { host_addresses: [LB_ADDRESS].into(), ..Observed::default() };
         let before = plane.counters()?.reasons;
-        Ok(Self { bpffs, plane, desired: Desired::default(), observed, before })
+        let poison = Poison::around(plane.program()?)?;
+        Ok(Self { bpffs, plane, desired: Desired::default(), observed, before, poison })
     }
 
     /// A world with one service whose backends are all up.
@@ -183,7 +214,7 @@ impl World {
     }
 
     fn try_run(&mut self, frame: &[u8]) -> Result<Outcome> {
-        let program: &Xdp = self.plane.program()?;
+        let program = self.poison.program()?;
         let mut out = vec![0; frame.len() + 256];
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
         let result = program.test_run(options).context("BPF_PROG_TEST_RUN")?;

@@ -152,7 +152,7 @@ pub struct ServiceArguments {
     /// The service's name; default: its first VIP
     #[arg(long)]
     pub name: Option<String>,
-    /// nat (dnat, dsr, ipip, gue: not in this version)
+    /// nat (default), dsr, ipip or gue; dnat is not in this version
     #[arg(long)]
     pub mode: Option<Mode>,
     /// maglev (round-robin, least-conn, source-hash, random: not in this version)

@@ -132,7 +132,7 @@ fn together(reader: &Reader<'_>, typed: &[TypedService], services: &[ServiceSpec
             }
         }
         for at in &typed.backends {
-            if let Err(error) = guards::check_backend_alone(at.value.0, &vips) {
+            if let Err(error) = guards::check_backend_alone(service, at.value.0, &vips) {
                 reader.error(at.place, "service.backends", error);
             }
         }

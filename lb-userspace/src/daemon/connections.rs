@@ -10,7 +10,7 @@ use std::{
 };
 
 use hyper::body::Bytes;
-use lb_common::{clock, flow::state};
+use lb_common::{clock, flow::state, maps};
 use tokio::sync::mpsc;
 
 use super::Daemon;
@@ -39,8 +39,8 @@ const STATES: [u8; 8] = [
 /// Connections that pass a filter; independent of the daemon.
 pub(super) struct Connections {
     flows: FlowTable,
-    /// Services' names, as JSON, by backend identity: those of removed ones too.
-    names: HashMap<u32, String>,
+    /// Services' names, as JSON, and addresses by backend identity: those of removed ones too.
+    names: HashMap<u32, (String, SocketAddr)>,
     /// Backend identities that pass; `None` = all.
     backends: Option<HashSet<u32>>,
     client: Option<IpAddr>,
@@ -69,7 +69,7 @@ impl Daemon {
         let json = |name: &str| serde_json::to_string(name).unwrap_or_else(|_| "\"\"".to_owned());
         Ok(Connections {
             flows: self.plane.flows(),
-            names: ids.iter().map(|(key, id)| (*id, json(&key.service))).collect(),
+            names: ids.iter().map(|(key, id)| (*id, (json(&key.service), key.address))).collect(),
             backends,
             client: *client,
             state: state.as_deref().map(state_of).transpose()?,
@@ -116,8 +116,9 @@ impl Connections {
             text.push(b'[');
             for (n, flow) in self.matching().enumerate() {
                 text.extend_from_slice(if n == 0 { b"\n" } else { b",\n" });
-                let service = self.names.get(&flow.head.backend).map_or("\"\"", String::as_str);
-                element(&mut text, &flow, service, now);
+                let known = self.names.get(&flow.head.backend);
+                let service = known.map_or("\"\"", |(service, _)| service);
+                element(&mut text, &flow, sides(&flow, known.map(|(_, address)| *address)), service, now);
                 if text.len() >= PIECE && tell.blocking_send(std::mem::take(&mut text).into()).is_err() {
                     // Nobody reads any more.
                     return;
@@ -130,8 +131,20 @@ impl Connections {
     }
 }
 
+/// Who answers, and whom it sees as its client. The record of a direct-return flow has no tuple for them: the backend is
+/// at the VIP's port, and sees the client itself.
+fn sides(flow: &Flow, backend: Option<SocketAddr>) -> [SocketAddr; 2] {
+    match backend {
+        Some(address) if flow.head.mode >= maps::mode::DSR => {
+            let port = if address.port() == 0 { flow.client.to.port() } else { address.port() };
+            [SocketAddr::new(address.ip(), port), flow.client.from]
+        }
+        _ => [flow.backend.from, flow.backend.to],
+    }
+}
+
 /// A [`crate::api::Conn`] as JSON. By hand: a million of them shall take no second.
-fn element(text: &mut Vec<u8>, flow: &Flow, service: &str, now: u32) {
+fn element(text: &mut Vec<u8>, flow: &Flow, [backend, snat]: [SocketAddr; 2], service: &str, now: u32) {
     let proto = if flow.protocol == 6 { "tcp" } else { "udp" };
     for part in ["{\"proto\":\"", proto, "\",\"client\":\""] {
         text.extend_from_slice(part.as_bytes());
@@ -140,9 +153,9 @@ fn element(text: &mut Vec<u8>, flow: &Flow, service: &str, now: u32) {
     text.extend_from_slice(b"\",\"vip\":\"");
     place(text, flow.client.to);
     text.extend_from_slice(b"\",\"backend\":\"");
-    place(text, flow.backend.from);
+    place(text, backend);
     text.extend_from_slice(b"\",\"snat\":\"");
-    place(text, flow.backend.to);
+    place(text, snat);
     for part in ["\",\"service\":", service, ",\"state\":\"", state::name(flow.head.state), "\",\"idle_s\":"] {
         text.extend_from_slice(part.as_bytes());
     }
@@ -215,7 +228,7 @@ mod tests {
                 tail,
             };
             let mut text = Vec::new();
-            element(&mut text, &flow, "\"we\\\"b\"", now);
+            element(&mut text, &flow, sides(&flow, None), "\"we\\\"b\"", now);
             let conn: Conn = serde_json::from_slice(&text).unwrap();
             assert_eq!((conn.client.to_string(), conn.vip.to_string()), (client.to_owned(), vip.to_owned()));
             assert_eq!((conn.backend.port(), conn.snat.port(), conn.proto.as_str()), (8080, 40_000, "tcp"));
@@ -225,6 +238,16 @@ mod tests {
             // Field by field and in the same order as the API says it.
             assert_eq!(String::from_utf8(text).unwrap(), serde_json::to_string(&conn).unwrap());
         }
+    }
+
+    #[test]
+    fn a_direct_return_flows_backend_is_at_the_vips_port() {
+        let client = Side { from: "192.0.2.1:9".parse().unwrap(), to: "10.0.0.10:80".parse().unwrap() };
+        let head = Head { mode: maps::mode::IPIP, ..Head::default() };
+        let flow = Flow { index: 0, client, backend: client, protocol: 6, head, tail: Tail::default() };
+        let at = |text: &str| sides(&flow, Some(text.parse().unwrap())).map(|side| side.to_string());
+        assert_eq!(at("10.0.0.2:0"), ["10.0.0.2:80", "192.0.2.1:9"]);
+        assert_eq!(at("[2001:db8::2]:80"), ["[2001:db8::2]:80", "192.0.2.1:9"]);
     }
 
     #[test]

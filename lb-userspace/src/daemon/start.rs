@@ -369,6 +369,10 @@ fn common_port(backends: &[(SocketAddr, u16)], sources: &[SourceSpec]) -> Result
         };
     }
     match ports.first() {
+        Some(0) if ports.len() == 1 => {
+            Err(Error::usage("attach: the backends have no port, so the VIP's is not clear")
+                .hint("say it: --vip ADDR:PORT"))
+        }
         Some(port) if ports.len() == 1 => Ok(*port),
         _ => Err(Error::usage("attach: the backends have different ports, so the VIP's is not clear")
             .hint("say it: --vip ADDR:PORT")),

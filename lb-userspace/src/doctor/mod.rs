@@ -1,6 +1,7 @@
 //! `lb doctor`: what stands in the way on this host, one line each, with the fix.
 
 mod interface;
+mod needs;
 
 use std::{fs, path::Path};
 
@@ -179,6 +180,14 @@ fn examine_services(status: &Status) -> Vec<Finding> {
                 text,
                 Some("another port, or net.ipv4.ip_local_reserved_ports"),
             ));
+        }
+    }
+    for service in status.services.iter().filter(|service| service.mode.is_direct_return()) {
+        let vips = service.vips.iter().map(|vip| vip.address).collect();
+        for backend in &service.backends {
+            let needs = needs::commands(service.mode, &vips, backend.address.ip()).join("; ");
+            let text = format!("{}: what mode '{}' needs there, as root", backend.address.ip(), service.mode);
+            findings.push(finding(Level::Ok, "backend", text, Some(&needs)));
         }
     }
     for backend in status.services.iter().flat_map(|service| &service.backends) {

@@ -54,7 +54,7 @@ impl Target {
             Probe::Grpc(grpc) => grpc.host.clone().unwrap_or_else(|| authority(vip, 0)),
         };
         let mut address = backend;
-        address.set_port(check.port.unwrap_or(backend.port()));
+        address.set_port(check.port.unwrap_or_else(|| service.port_of(backend)));
         let through = vip.filter(|_| check.via == Via::Vip).map(|vip| (*vip, service.mode));
         Some(Self { address, host, through, check: check.clone() })
     }

@@ -11,6 +11,7 @@ use lb_common::{
     flow::Idle,
     hash,
     maps::{self, VipKey, backend_flag, mode, on_empty, scheduler, vip_flag},
+    outer,
 };
 
 use super::{BackendKey, Lingering, Observed, Tables, Usable, slow_start, usable};
@@ -121,6 +122,7 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
             service: id,
             protocol: 0,
             idle: idle(&service.idle),
+            outer_port: Be16::new(if service.mode == Mode::Gue { outer::GUE_PORT } else { 0 }),
             ..place_backend(desired, observed, backend.address, tables)
         };
         tables.backends.insert(backend_id, value);

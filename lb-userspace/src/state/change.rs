@@ -203,6 +203,7 @@ impl Desired {
     /// The state after a change, or why it is refused; the same state if it changes nothing. `force` overrides the
     /// guards that may be overridden.
     pub fn change(&self, change: &Change, facts: &Facts, force: bool) -> Result<Outcome> {
+        let change = &change.placed(self);
         let statements = self.statements.clone();
         let mut draft = Draft { now: self, facts, force, statements, warnings: Vec::new(), summary: Vec::new() };
         match change {
@@ -313,12 +314,13 @@ impl Draft<'_> {
     }
 
     fn snapshot(&mut self, service: &str, source: &Source, backends: &[(SocketAddr, u16)]) -> Result<()> {
-        let service = &self.now.service(Some(service))?.name;
+        let service = self.now.service(Some(service))?;
         let vips = vip_addresses(self.now);
-        let mut said = self.statements.of(source).services.remove(service).unwrap_or_default();
+        let mut said = self.statements.of(source).services.remove(&service.name).unwrap_or_default();
         let known = std::mem::take(&mut said.backends);
         for (address, weight) in backends {
-            let checked = if known.contains_key(address) { Ok(()) } else { check_backend(*address, &vips, self.facts) };
+            let checked =
+                if known.contains_key(address) { Ok(()) } else { check_backend(service, *address, &vips, self.facts) };
             match checked {
                 Ok(()) => {
                     said.backends.insert(*address, *weight);
@@ -326,7 +328,7 @@ impl Draft<'_> {
                 Err(error) => self.warnings.push(format!("{source}: {error}")),
             }
         }
-        self.statements.state(source.clone(), service, said);
+        self.statements.state(source.clone(), &service.name, said);
         Ok(())
     }
 
@@ -584,7 +586,7 @@ mod tests {
             (add("127.0.0.1:80"), Kind::Refused, "loopback"),
             (add("10.0.0.1:8080"), Kind::Refused, "is a VIP"),
             (add("10.0.0.2:80"), Kind::Refused, "has it already"),
-            (add("10.0.0.4:0"), Kind::Refused, "port 0"),
+            (add("10.0.0.4:0"), Kind::Usage, "port is missing"),
             (add("224.0.0.1:80"), Kind::Refused, "not the address of a server"),
             (add("0.0.0.0:80"), Kind::Refused, "not the address of a server"),
             (add("8.8.8.8:80"), Kind::Refused, "no route"),
@@ -619,7 +621,7 @@ mod tests {
     #[test]
     fn what_is_not_there_yet_is_refused_not_ignored() {
         let mut tunnel = service("10.0.0.1:81", &[]);
-        tunnel.mode = Mode::Ipip;
+        tunnel.mode = Mode::Dnat;
         assert_eq!(refused(&Change::AddService { service: tunnel }).kind, Kind::Usage);
     }
 

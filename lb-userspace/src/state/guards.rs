@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Desired, Facts, Mode, ServiceSpec, Via, Vip};
+use super::{Desired, Facts, Mode, ServiceSpec, Via, Vip, modes};
 use crate::{Error, Result};
 
 /// Everything that can be wrong with a new state. What stood before is not judged again: the world may have changed
@@ -47,7 +47,7 @@ pub(super) fn check(
         }
         let known = |address| before.is_some_and(|before| before.backends.iter().any(|b| b.address == address));
         for backend in service.backends.iter().filter(|backend| !known(backend.address)) {
-            check_backend(backend.address, &vips, facts)?;
+            check_backend(service, backend.address, &vips, facts)?;
             check_family(service, backend.address)?;
         }
     }
@@ -105,7 +105,7 @@ fn check_owner(vip: Vip, service: &ServiceSpec, all: &Desired) -> Result<()> {
 /// What this version cannot do yet is refused, not ignored.
 fn supported(service: &ServiceSpec) -> Result<()> {
     let not_yet = |what: String, instead: &str| Err(Error::usage(format!("{what}: not in this version")).hint(instead));
-    if service.mode != Mode::Nat {
+    if service.mode == Mode::Dnat {
         return not_yet(format!("mode '{}'", service.mode), "--mode nat works with every backend");
     }
     if service.health.via == Via::Vip {
@@ -170,7 +170,12 @@ fn is_broadcast(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(v4) if v4.is_broadcast())
 }
 
-pub(super) fn check_backend(address: SocketAddr, vips: &BTreeSet<IpAddr>, facts: &Facts) -> Result<()> {
+pub(super) fn check_backend(
+    service: &ServiceSpec,
+    address: SocketAddr,
+    vips: &BTreeSet<IpAddr>,
+    facts: &Facts,
+) -> Result<()> {
     let refuse = |why: &str, fix: &str| Err(Error::refused(format!("backend {address}: {why}")).hint(fix));
     let ip = address.ip();
     if ip.is_loopback() {
@@ -182,9 +187,7 @@ pub(super) fn check_backend(address: SocketAddr, vips: &BTreeSet<IpAddr>, facts:
     if ip.is_unspecified() || ip.is_multicast() || is_broadcast(ip) {
         return refuse("not the address of a server", "a unicast address");
     }
-    if address.port() == 0 {
-        return refuse("port 0", "the port that the server listens on");
-    }
+    modes::check_backend(service, address, facts)?;
     if vips.contains(&ip) {
         return refuse("the address is a VIP: packets would go round for ever", "the server's own address");
     }
@@ -199,8 +202,9 @@ pub(super) fn check_backend(address: SocketAddr, vips: &BTreeSet<IpAddr>, facts:
         Some(Some(route)) if route.local => refuse("the address is this host's own", "a server on another host"),
         Some(Some(route)) if !facts.attached.contains_key(&route.ifindex) => {
             let device = facts.interfaces.get(&route.ifindex).map_or("?", String::as_str);
+            let why = if service.mode.is_direct_return() { "lb cannot send there" } else { "replies would bypass lb" };
             refuse(
-                &format!("it is reached through {device}, which is not attached: replies would bypass lb"),
+                &format!("it is reached through {device}, which is not attached: {why}"),
                 &format!("attach {device} too: lb attach IFACE {device} .."),
             )
         }
@@ -219,6 +223,6 @@ pub(crate) fn check_vip_alone(vip: Vip) -> Result<()> {
 }
 
 /// What can be said against a backend without a look at the host.
-pub(crate) fn check_backend_alone(address: SocketAddr, vips: &BTreeSet<IpAddr>) -> Result<()> {
-    check_backend(address, vips, &Facts::default())
+pub(crate) fn check_backend_alone(service: &ServiceSpec, address: SocketAddr, vips: &BTreeSet<IpAddr>) -> Result<()> {
+    check_backend(service, address, vips, &Facts::default())
 }

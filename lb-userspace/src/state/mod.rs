@@ -2,7 +2,7 @@
 //!
 //! [`words`] has the vocabulary (VIP, mode, scheduler, ...) with its parsing and printing, [`check`] health checks and
 //! [`idle`] idle timeouts; [`desired`] the state itself; [`statements`] who said what, and how that merges; [`change`]
-//! how it changes; `guards` which changes are refused; [`file`] keeps it on disk.
+//! how it changes; `guards` which changes are refused, `modes` what a mode asks of backends; [`file`] keeps it on disk.
 
 pub mod change;
 pub mod check;
@@ -10,6 +10,7 @@ pub mod desired;
 pub mod file;
 pub(crate) mod guards;
 pub mod idle;
+mod modes;
 pub mod statements;
 pub mod words;
 

@@ -298,7 +298,8 @@ pub fn parse_vip(text: &str, default: Option<IpAddr>) -> Result<Vip> {
     }
 }
 
-/// Parses a backend: `ADDR:PORT[=WEIGHT]`; the weight is 1 unless said.
+/// Parses a backend: `ADDR:PORT[=WEIGHT]`; the weight is 1 unless said. Without a port it is 0: the VIP's, in modes
+/// that have it so.
 pub fn parse_backend(text: &str) -> Result<(SocketAddr, u16)> {
     const HINT: &str = "ADDR:PORT[=WEIGHT], as in 10.0.0.2:8080 or 10.0.0.2:8080=5";
     let (place, weight) = match text.split_once('=') {
@@ -310,8 +311,11 @@ pub fn parse_backend(text: &str) -> Result<(SocketAddr, u16)> {
         ),
         None => (text, 1),
     };
-    let address =
-        place.parse().map_err(|_| Error::usage(format!("backend '{text}': {}", why_not_a_place(place))).hint(HINT))?;
+    let alone = || place.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(place).parse::<IpAddr>();
+    let address = place
+        .parse()
+        .or_else(|_| alone().map(|ip| SocketAddr::new(ip, 0)))
+        .map_err(|_| Error::usage(format!("backend '{text}': {}", why_not_a_place(place))).hint(HINT))?;
     Ok((address, weight))
 }
 
@@ -450,6 +454,9 @@ mod tests {
         assert_eq!(parse_backend("10.0.0.2:80").unwrap().1, 1);
         assert_eq!(parse_backend("10.0.0.2:80=0").unwrap().1, 0);
         assert_eq!(parse_backends("10.0.0.2:80,10.0.0.3:80=65535").unwrap().len(), 2);
+        for (text, address) in [("10.0.0.2=3", "10.0.0.2:0"), ("::2", "[::2]:0"), ("[::2]=3", "[::2]:0")] {
+            assert_eq!(parse_backend(text).unwrap().0.to_string(), address);
+        }
     }
 
     /// What was typed, and a word that the error must have to be of use.
@@ -470,7 +477,6 @@ mod tests {
             assert!(error.message.contains(word) && error.hint.is_some(), "'{text}': {error:?}");
         }
         let backends = [
-            ("10.0.0.2", "port is missing"),
             ("10.0.0.2:80=70000", "'70000' is not a weight"),
             ("10.0.0.2:80=-1", "'-1' is not a weight"),
             ("10.0.0.2:80=", "'' is not a weight"),

@@ -10,7 +10,7 @@ mod health;
 mod life;
 mod network;
 mod output;
-mod shapes;
 mod registries;
+mod shapes;
 mod topology;
 mod traffic;

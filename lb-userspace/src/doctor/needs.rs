@@ -1,0 +1,78 @@
+//! What backends of the direct-return modes need: commands to type there.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use lb_common::outer;
+
+use crate::state::Mode;
+
+/// Commands for a backend at `backend` of a service in `mode` with VIPs at `vips`; none for the other modes.
+#[must_use]
+pub fn commands(mode: Mode, vips: &BTreeSet<IpAddr>, backend: IpAddr) -> Vec<String> {
+    let mut commands = Vec::new();
+    if !mode.is_direct_return() {
+        return commands;
+    }
+    if vips.iter().any(IpAddr::is_ipv4) {
+        commands.push("sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2".to_owned());
+    }
+    if mode == Mode::Gue {
+        let (module, family) = if backend.is_ipv4() { ("fou", "") } else { ("fou6", "-6 ") };
+        commands.push(format!("modprobe {module}"));
+        commands.push(format!("ip {family}fou add port {} gue", outer::GUE_PORT));
+    }
+    for vip in vips {
+        let (prefix, nodad) = if vip.is_ipv4() { (32, "") } else { (128, " nodad") };
+        let device = if mode == Mode::Dsr { "lo" } else { device(*vip, backend, &mut commands) };
+        commands.push(format!("ip addr add {vip}/{prefix} dev {device}{nodad}"));
+    }
+    if mode.is_tunnel() && vips.iter().any(IpAddr::is_ipv4) {
+        commands.push("sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0".to_owned());
+    }
+    commands
+}
+
+/// The device that unwraps packets for a VIP, and how it comes up.
+fn device(vip: IpAddr, backend: IpAddr, commands: &mut Vec<String>) -> &'static str {
+    let (module, device) = match (vip.is_ipv4(), backend.is_ipv4()) {
+        (true, true) => ("ipip", "tunl0"),
+        (false, true) => ("sit", "sit0"),
+        (_, false) => ("ip6_tunnel", "ip6tnl0"),
+    };
+    let up = format!("modprobe {module} && ip link set {device} up");
+    if !commands.contains(&up) {
+        commands.push(up);
+        if device == "ip6tnl0" && vip.is_ipv4() {
+            commands.push("ip -6 tunnel change ip6tnl0 mode any".to_owned());
+        }
+    }
+    device
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(mode: Mode, vip: &str, backend: &str) -> String {
+        commands(mode, &[vip.parse().unwrap()].into(), backend.parse().unwrap()).join("\n")
+    }
+
+    #[test]
+    fn every_mode_and_family_names_its_device() {
+        assert_eq!(lines(Mode::Nat, "10.0.0.10", "10.0.0.2"), "");
+        let dsr = lines(Mode::Dsr, "10.0.0.10", "10.0.0.2");
+        assert!(dsr.contains("arp_ignore=1") && dsr.contains("ip addr add 10.0.0.10/32 dev lo"), "{dsr}");
+        assert!(lines(Mode::Dsr, "fd00::10", "fd00::2").contains("fd00::10/128 dev lo nodad"));
+        let devices = [
+            ("10.0.0.10", "10.0.0.2", "dev tunl0"),
+            ("fd00::10", "10.0.0.2", "dev sit0"),
+            ("10.0.0.10", "fd00::2", "mode any"),
+            ("fd00::10", "fd00::2", "dev ip6tnl0"),
+        ];
+        for (vip, backend, word) in devices {
+            assert!(lines(Mode::Ipip, vip, backend).contains(word), "{vip} {backend}");
+        }
+        assert!(lines(Mode::Gue, "10.0.0.10", "10.0.0.2").contains("ip fou add port 6080 gue"));
+        assert!(lines(Mode::Gue, "fd00::10", "fd00::2").contains("ip -6 fou add port 6080 gue"));
+    }
+}
