@@ -417,7 +417,6 @@ mod tests {
             ("lb attach", "INTERFACES"),
             ("lb daemon", "--config"),
             ("lb check", "--file"),
-            ("lb attach eth0 --backends 10.0.0.2", "port is missing"),
             ("lb attach eth0 --backends 10.0.0.2:80,10.0.0.2:80", "named twice"),
             ("lb attach eth0 --xdp fast", "'fast' is not a XDP mode"),
             ("lb attach eth0 --snat-ports 9-5", "not a range of ports"),

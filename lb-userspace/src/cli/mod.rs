@@ -76,7 +76,8 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(Kind::Usage.exit_code());
     }
     let text = error.to_string();
-    let what: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).collect();
+    let what = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let what: Vec<_> = what.filter(|line| !line.starts_with("For more information")).collect();
     let what = what.join(" ");
     let what = what.trim().strip_prefix("error: ").unwrap_or(&what).trim().to_owned();
     // What was refused by a parser of ours says itself how to mend it.

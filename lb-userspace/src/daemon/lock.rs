@@ -2,8 +2,8 @@
 //! them when the process is gone, however it went.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{Read as _, Write as _},
+    fs::File,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -46,10 +46,12 @@ pub async fn take(client: &Client, socket: &Path, state_dir: &Path, bpffs: &Path
             Err(held) => held,
         };
         if begun.elapsed() > PATIENCE {
-            let who =
-                holder(state_dir).map_or_else(|| "another lb".to_owned(), |pid| format!("another lb (pid {pid})"));
-            return Err(Error::refused(format!("attach: {who} is at work on {}", held.display()))
-                .hint("end it; or --socket, --state-dir and --bpffs make a second one beside it"));
+            let (what, flag) =
+                if held == state_dir { ("saved state", "--state-dir") } else { ("data plane", "--bpffs") };
+            return Err(Error::refused(format!("attach: another daemon has the {what} in {}", held.display()))
+                .hint(format!(
+                    "talk to it by its own --socket; a second instance needs {flag} of its own (and --socket, --state-dir, --bpffs)"
+                )));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -59,8 +61,8 @@ pub async fn take(client: &Client, socket: &Path, state_dir: &Path, bpffs: &Path
 pub async fn wait_free(state_dir: &Path) {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
-        match OpenOptions::new().read(true).open(state_dir.join("lock")).map(flock) {
-            Ok(Ok(None)) => tokio::time::sleep(LOOK).await,
+        match lock_directory(state_dir) {
+            Ok(None) => tokio::time::sleep(LOOK).await,
             _ => return,
         }
     }
@@ -74,45 +76,28 @@ async fn lives(client: &Client) -> bool {
 /// The locks, or the place that somebody else holds.
 fn try_both(state_dir: &Path, bpffs: &Path) -> Result<std::result::Result<Locks, std::path::PathBuf>> {
     // Nobody has what is not there.
-    let state = match state_dir.is_dir() {
-        true => match lock_state(state_dir)? {
-            Some(lock) => Some(lock),
-            None => return Ok(Err(state_dir.to_owned())),
-        },
-        false => None,
-    };
-    let pins = match File::open(bpffs) {
-        Ok(directory) => match flock(directory)? {
-            Some(lock) => Some(lock),
-            None => return Ok(Err(bpffs.to_owned())),
-        },
-        // Nothing is pinned yet.
-        Err(_) => None,
-    };
+    let Some(pins) = lock_directory(bpffs)? else { return Ok(Err(bpffs.to_owned())) };
+    let Some(state) = lock_directory(state_dir)? else { return Ok(Err(state_dir.to_owned())) };
     Ok(Ok(Locks { state, pins }))
 }
 
-/// The lock of a state directory, with this process's number in it; `None` while somebody else holds it.
-fn lock_state(state_dir: &Path) -> Result<Option<Flock<File>>> {
-    let path = state_dir.join("lock");
-    let cannot = |error: std::io::Error| Error::failed(format!("lock {}: {error}", path.display()));
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(cannot)?;
-    let Some(mut lock) = flock(file)? else { return Ok(None) };
-    let pid = format!("{}\n", std::process::id());
-    lock.set_len(0).and_then(|()| lock.write_all(pid.as_bytes())).map_err(cannot)?;
-    Ok(Some(lock))
+/// The lock of a directory; `None` while somebody else holds it. One that is gone or replaced meanwhile is nobody's.
+fn lock_directory(path: &Path) -> Result<Option<Option<Flock<File>>>> {
+    let Ok(directory) = File::open(path) else { return Ok(Some(None)) };
+    let Some(lock) = flock(directory)? else { return Ok(None) };
+    let place = |metadata: std::io::Result<std::fs::Metadata>| metadata.ok().map(|found| (found.dev(), found.ino()));
+    let stands = place(lock.metadata()) == place(std::fs::metadata(path));
+    Ok(Some(Some(lock).filter(|_| stands)))
 }
 
 impl Locks {
     /// Locks what was not there before: the state directory, the pins.
     pub fn and_new(mut self, state_dir: &Path, bpffs: &Path) -> Result<Self> {
         if self.state.is_none() {
-            self.state = lock_state(state_dir)?;
+            self.state = lock_directory(state_dir)?.flatten();
         }
-        if self.pins.is_none()
-            && let Ok(directory) = File::open(bpffs)
-        {
-            self.pins = flock(directory)?;
+        if self.pins.is_none() {
+            self.pins = lock_directory(bpffs)?.flatten();
         }
         Ok(self)
     }
@@ -124,13 +109,6 @@ fn flock(file: File) -> Result<Option<Flock<File>>> {
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(Error::failed(format!("lock: {errno}"))),
     }
-}
-
-/// Who holds the state directory, as it wrote itself.
-fn holder(state_dir: &Path) -> Option<u32> {
-    let mut text = String::new();
-    File::open(state_dir.join("lock")).ok()?.read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -146,9 +124,8 @@ mod tests {
             std::fs::create_dir(path).unwrap();
         }
         let first = try_both(&one, &pins).unwrap().unwrap();
-        assert_eq!(try_both(&one, &pins).unwrap().unwrap_err(), one);
+        assert_eq!(try_both(&one, &other).unwrap().unwrap_err(), one);
         assert_eq!(try_both(&other, &pins).unwrap().unwrap_err(), pins, "another state, the same pins");
-        assert_eq!(holder(&one), Some(std::process::id()));
         drop(first);
         assert!(try_both(&one, &pins).unwrap().is_ok());
     }

@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn errors_name_the_line() {
         for (text, words) in [
-            ("10.0.0.1:80\n10.0.0.2", "/etc/lb/web:2: backend '10.0.0.2': the port is missing"),
+            ("10.0.0.1:80\n10.0.0.2:x", "/etc/lb/web:2: backend '10.0.0.2:x'"),
             ("10.0.0.1:80\n\n10.0.0.1:80=2", "/etc/lb/web:3: backend 10.0.0.1:80: named twice"),
             ("web:80", "/etc/lb/web:1"),
             ("[\n\"10.0.0.1:80\",\n]", "/etc/lb/web: trailing comma at line 3"),
@@ -200,7 +200,7 @@ mod tests {
         std::os::unix::fs::symlink(directory.path().join("other"), directory.path().join("link")).unwrap();
         fs::rename(directory.path().join("link"), &path).unwrap();
         assert_eq!(count(timeout(LOOK / 2, file.next(false)).await.expect("seen at once")), Ok(1));
-        fs::write(&path, "10.0.0.3").unwrap();
+        fs::write(&path, "10.0.0.3:x").unwrap();
         assert!(timeout(LOOK / 2, file.next(false)).await.expect("seen at once").is_err());
         fs::remove_file(&path).unwrap();
         assert!(file.next(false).await.unwrap_err().message.contains("No such file"));

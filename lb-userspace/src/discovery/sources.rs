@@ -422,7 +422,7 @@ mod tests {
         assert!(sources.release("nope").unwrap_err().hint.unwrap().contains("web"));
         assert_eq!(sources.release("web").unwrap(), 2);
         assert!(sources.take_changed()[0].1.is_empty());
-        std::fs::write(&path, "10.0.0.2").unwrap();
+        std::fs::write(&path, "10.0.0.2:x").unwrap();
         sources.heard(told.recv().await.unwrap());
         let status = &sources.list()[0];
         assert!(status.state == "error" && status.last_error.as_ref().unwrap().message.contains("web:1"));

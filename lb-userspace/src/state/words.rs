@@ -485,7 +485,6 @@ mod tests {
             ("10.0.0.2:80,", "nothing there"),
             ("web1:80", "'web1'"),
             ("10.0.0.2:80,dns:web", "the port is missing"),
-            ("consul:web,10.0.0.2", "the port is missing"),
             ("consul:web,consul:web", "two of this name"),
         ];
         for (text, word) in backends {

@@ -150,7 +150,10 @@ mod tests {
     #[test]
     fn what_is_left_running_is_found_and_ended() {
         let begun = Instant::now();
-        let watched = run(Command::new("sh").args(["-c", "sleep 600 & echo left"])).unwrap();
+        let watched = run(
+            Command::new("sh").args(["-c", "sleep 600 & until grep -q sleep /proc/$!/comm; do :; done; echo left"])
+        )
+        .unwrap();
         assert_eq!(watched.left.len(), 1, "{:?}", watched.left);
         assert!(watched.left[0].ends_with("(sleep)") && begun.elapsed() < Duration::from_secs(60));
     }
