@@ -155,10 +155,10 @@ pub struct ServiceArguments {
     /// nat (default), dsr, ipip or gue; dnat is not in this version
     #[arg(long)]
     pub mode: Option<Mode>,
-    /// maglev (round-robin, least-conn, source-hash, random: not in this version)
+    /// maglev (default), round-robin, least-conn, source-hash or random
     #[arg(long)]
     pub scheduler: Option<Scheduler>,
-    /// Same client address, same backend, for this long (not in this version)
+    /// Same client address, same backend, for this long
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub affinity: Option<Duration>,
     /// tcp, http[:PATH], https[:PATH], udp, grpc[:SERVICE] or none
