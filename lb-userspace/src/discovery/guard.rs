@@ -78,7 +78,7 @@ pub struct Guard {
     good: Set,
     said: Option<Set>,
     hold: Option<Hold>,
-    left: VecDeque<(Instant, usize)>,
+    left: VecDeque<(Instant, BTreeSet<SocketAddr>)>,
 }
 
 impl Guard {
@@ -115,7 +115,10 @@ impl Guard {
         while self.left.front().is_some_and(|(at, _)| now.duration_since(*at) > AT_ONCE) {
             self.left.pop_front();
         }
-        let lately: usize = self.left.iter().map(|(_, count)| count).sum();
+        // One that is back has not left.
+        let lately: BTreeSet<_> =
+            self.left.iter().flat_map(|(_, left)| left).filter(|address| !said.contains_key(*address)).collect();
+        let lately = lately.len();
         // Two that happen to leave one after the other are no mass yet.
         let lately = if news.len() + lately > FEW { lately } else { 0 };
         let standing = self.good.len() - held.len() + lately;
@@ -133,7 +136,7 @@ impl Guard {
             self.keep_back(now, why, &news);
         } else if !news.is_empty() {
             self.good.retain(|address, _| !news.contains(address));
-            self.left.push_back((now, news.len()));
+            self.left.push_back((now, news));
         }
         if let Some(hold) = &mut self.hold {
             hold.held.retain(|address| missing.contains(address));
@@ -324,6 +327,17 @@ mod tests {
         }
         assert_eq!(numbers(&guard).len(), 5, "half went, the rest is held");
         assert_eq!(guard.hold().unwrap().held.len(), 4);
+    }
+
+    #[test]
+    fn one_that_came_back_has_not_left() {
+        let mut now = Instant::now();
+        let mut guard = guard(true, 1..=2);
+        guard.take(now, set(1..=1), false, true);
+        guard.take(now, set(1..=4), false, true);
+        now += Duration::from_millis(50);
+        guard.take(now, set(1..=2), false, true);
+        assert_eq!((numbers(&guard).len(), guard.hold().is_none()), (2, true), "two of four left, not three of five");
     }
 
     #[test]

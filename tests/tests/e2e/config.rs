@@ -196,7 +196,10 @@ fn one_writer_at_a_time() {
     let refused = command.output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(5), "{said}");
-    assert!(said.contains("is at work on") && said.contains(setup.bpffs().to_str().unwrap()), "{said}");
+    assert!(
+        said.contains("another daemon has the data plane in") && said.contains(setup.bpffs().to_str().unwrap()),
+        "{said}"
+    );
     assert_eq!(backends(&setup, "web"), ["10.66.0.11:7 file ready"]);
 }
 

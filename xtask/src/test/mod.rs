@@ -121,7 +121,7 @@ fn build() -> Result<Vec<Binary>> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--exclude", "lb-ebpf", "--no-run", "--message-format=json"]);
     // End-to-end tests run the binary that a user would.
-    crate::shell::run(cargo().args(["build", "--package", "lb-userspace", "--bin", "lb"]))?;
+    crate::shell::run(cargo().args(["build", "--workspace", "--exclude", "lb-ebpf", "--bin", "lb"]))?;
     eprintln!("+ {}", typed(&command));
     let output = command.stderr(Stdio::inherit()).output().context("run cargo")?;
     ensure!(output.status.success(), "building the tests failed: {}", output.status);
