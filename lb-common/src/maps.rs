@@ -15,7 +15,8 @@ pub mod name {
     pub const SETTINGS: &str = "settings";
     /// Array of [`super::Interface`], open addressing by ifindex.
     pub const INTERFACES: &str = "interfaces";
-    /// Array of `u64`: 65 536 bits, one per hash of a destination address of interest.
+    /// Array of `u64`: 65 536 bits, one per hash of a destination address of interest, and as many for source addresses
+    /// (from [`super::FILTER_SOURCES`] on).
     pub const FILTER: &str = "filter";
     /// Array of `u64`: 65 536 bits, one per destination port of interest.
     pub const PORTS: &str = "ports";
@@ -115,7 +116,9 @@ pub const TABLE_SLOTS: u32 = 12 << 20;
 /// Elements of `affinity`: clients of all services with affinity, about 8 MB; when it is full, those go that were not seen
 /// for longest.
 pub const AFFINITIES: u32 = 65_536;
-/// `u64` words of `filter` and of `ports`.
+/// First bit of `filter` for source addresses: those of backends in mode `dnat`.
+pub const FILTER_SOURCES: u32 = 1 << 16;
+/// `u64` words of `ports`, and of each half of `filter`.
 pub const BITMAP_WORDS: u32 = 1_024;
 /// Flows by default.
 pub const DEFAULT_MAX_FLOWS: u32 = 262_144;

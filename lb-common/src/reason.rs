@@ -126,6 +126,8 @@ reasons! {
     TtlDropped = 31, Drop, "ttl-dropped", "The packet's TTL ran out here, and the answer was over its rate limit.";
     /// Rule 28.
     HeaderChain = 32, Drop, "header-chain", "More than eight IPv6 extension headers in front of the transport header, to a VIP that the host does not own.";
+    /// Rule 3.
+    TupleTaken = 33, Drop, "tuple-taken", "Mode dnat: the client already talks from this port to the same server, by another VIP or past lb's knowledge, and the server's answers could not be told apart.";
 }
 
 /// Elements of the map `reasons`.

@@ -5,7 +5,7 @@ use lb_common::{
     Be16,
     checksum::delta,
     flow::{Flow, NO_SLOT, Tuple, entry, flag, next_state, state},
-    maps::Backend,
+    maps::{Backend, mode},
     reason::Reason,
 };
 
@@ -15,6 +15,7 @@ use crate::{
     parse::Packet,
     path::Path,
     records, table,
+    table::Found,
 };
 
 /// Makes the flow of `packet` to a backend; gives what became of the packet if it could not.
@@ -23,7 +24,12 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
     let Some(backend) = maps::backends.get(id) else { return Some(Reason::NoService) };
     let direct = is_direct(of_mode);
     let mut replies = Tuple::<F>::default();
-    if !direct && F::allocate(id, u32::from(packet.tuple.protocol), &mut replies) == 0 {
+    if of_mode == mode::DNAT {
+        as_the_client(packet, backend, &mut replies);
+        if !make_way(&replies) {
+            return Some(Reason::TupleTaken);
+        }
+    } else if !direct && F::allocate(id, u32::from(packet.tuple.protocol), &mut replies) == 0 {
         maps::refuse(service, |counters| &mut counters.no_port);
         return Some(match packet.is_tcp() {
             true => F::reset(ctx, packet, Reason::PortsExhausted),
@@ -59,6 +65,24 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
         unsafe { (*counters).flows += 1 };
     }
     None
+}
+
+/// What the backend's packets carry when it sees the client as it is (rule 3).
+#[inline(always)]
+fn as_the_client<F: Path>(packet: &Packet<F>, backend: &Backend, replies: &mut Tuple<F>) {
+    let tuple = &packet.tuple;
+    replies.source = F::address(&backend.address);
+    replies.destination = tuple.source;
+    replies.source_port = if backend.port.0 == 0 { tuple.destination_port } else { backend.port };
+    replies.destination_port = tuple.source_port;
+    replies.protocol = tuple.protocol;
+}
+
+/// Whether nobody else's packets carry this tuple; a flow that is over gives it up.
+#[inline(always)]
+fn make_way<F: Path>(replies: &Tuple<F>) -> bool {
+    let Some(found) = Found::new(replies) else { return true };
+    records::is_over(&found.flow.head, helpers::now()) && F::release(found.index) != 0
 }
 
 /// The state that a flow begins in. In direct return it may have begun elsewhere (rule 12).

@@ -7,8 +7,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{Be16, Be32, flow::Flow, maps::mode, outer, reason::Reason};
 
 use crate::{
-    forward::leave,
-    helpers,
+    forward, helpers,
     icmp::Problem,
     maps,
     packet::{ETHERNET, Frame, Macs, PROTOCOL_UDP, Place, udp},
@@ -120,7 +119,7 @@ pub fn deliver<F: Path>(ctx: &XdpContext, parcel: &Parcel, id: u32, of_mode: u8)
     let Some(head) = Frame::of(ctx).at(0, ETHERNET + F::HEADER) else { return over(Reason::Truncated) };
     if overhead == 0 {
         head.set_macs(Macs::of(&hop.ethernet));
-        return over(leave(parcel.ingress, hop.ifindex));
+        return over(leave(parcel, hop.ifindex));
     }
     let Some(source) = maps::snat.get(backend.snat).filter(|_| backend.snat_count != 0) else {
         return over(Reason::NextHopUnknown);
@@ -142,7 +141,12 @@ pub fn deliver<F: Path>(ctx: &XdpContext, parcel: &Parcel, id: u32, of_mode: u8)
     let wrap = Wrap { inner, from: source, to: &backend.address, entropy: parcel.entropy, port, sum };
     let macs = Macs::of(&hop.ethernet);
     let done = if backend.family == 6 { wrap.in_ipv6(ctx, macs) } else { wrap.in_ipv4(ctx, macs) };
-    over(if done { leave(parcel.ingress, hop.ifindex) } else { Reason::HelperFailed })
+    over(if done { leave(parcel, hop.ifindex) } else { Reason::HelperFailed })
+}
+
+#[inline(always)]
+fn leave(parcel: &Parcel, egress: u32) -> Reason {
+    forward::leave(parcel.ingress, egress, Reason::ForwardedTx, Reason::ForwardedRedirect)
 }
 
 /// What an outer header is made of.

@@ -20,18 +20,14 @@ use crate::{
 
 /// What becomes of a packet's headers, and where it leaves.
 struct Rewrite<F: Path> {
-    /// Destination and source MAC.
-    macs: Macs,
+    /// Where it goes.
+    way: Way,
     /// Addresses and ports that the packet shall carry.
     tuple: Tuple<F>,
     /// What the new addresses add to the IP checksum's sum.
     address_delta: u16,
     /// What the new addresses and ports add to the transport checksum's sum.
     transport_delta: u16,
-    /// Where it leaves.
-    egress: u32,
-    /// Largest layer-3 packet there.
-    mtu: u32,
 }
 
 /// Forwards a packet of a flow.
@@ -46,50 +42,31 @@ pub fn forward<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: Found<F>) -
         }
         return direct::forward(ctx, packet, flow, id, of_mode);
     }
-    let rewrite = if from_backend { Some(towards_client(flow, packet)) } else { towards_backend(flow) };
-    let Some(rewrite) = rewrite else { return Reason::NextHopUnknown };
+    let Some(rewrite) = rewrite(flow, packet.ingress, from_backend) else { return Reason::NextHopUnknown };
     if seq & 1 != 0 || table::read(&flow.head.seq) != seq {
         return Reason::Contended;
     }
-    if rewrite.egress != packet.ingress && packet.length > rewrite.mtu {
-        return F::error(ctx, Problem::TooBig, packet.transport, 0, rewrite.mtu);
+    if rewrite.way.egress != packet.ingress && packet.length > rewrite.way.mtu {
+        return F::error(ctx, Problem::TooBig, packet.transport, 0, rewrite.way.mtu);
     }
     if let Err(reason) = apply(ctx, packet, &rewrite, flow, from_backend) {
         return reason;
     }
     account(flow, id, packet, from_backend);
-    leave(packet.ingress, rewrite.egress)
+    leave(packet.ingress, rewrite.way.egress, Reason::ForwardedTx, Reason::ForwardedRedirect)
 }
 
+/// The rewrite of a packet that goes to the backend, or to the client.
 #[inline(always)]
-fn towards_backend<F: Path>(flow: &Flow<F>) -> Option<Rewrite<F>> {
-    let backend = maps::backends.get(flow.head.backend)?;
-    let hop = maps::next_hops.get(backend.next_hop)?;
-    if hop.ifindex == 0 {
-        return None;
-    }
-    Some(Rewrite {
-        macs: Macs::of(&hop.ethernet),
-        tuple: flow.backend.reversed(),
-        address_delta: flow.head.address_delta,
-        transport_delta: flow.head.transport_delta,
-        egress: hop.ifindex,
-        mtu: hop.mtu,
+fn rewrite<F: Path>(flow: &Flow<F>, ingress: u32, from_backend: bool) -> Option<Rewrite<F>> {
+    let way = way(flow, ingress, from_backend)?;
+    let (address_delta, transport_delta) = (flow.head.address_delta, flow.head.transport_delta);
+    Some(if from_backend {
+        let tuple = flow.client.reversed();
+        Rewrite { way, tuple, address_delta: inverse(address_delta), transport_delta: inverse(transport_delta) }
+    } else {
+        Rewrite { way, tuple: flow.backend.reversed(), address_delta, transport_delta }
     })
-}
-
-#[inline(always)]
-fn towards_client<F: Path>(flow: &Flow<F>, packet: &Packet<F>) -> Rewrite<F> {
-    let egress = flow.tail.ifindex;
-    let mtu = if egress == packet.ingress { None } else { maps::interface(egress) };
-    Rewrite {
-        macs: Macs::of(&flow.tail.ethernet).turned(),
-        tuple: flow.client.reversed(),
-        address_delta: inverse(flow.head.address_delta),
-        transport_delta: inverse(flow.head.transport_delta),
-        egress,
-        mtu: mtu.map_or(u32::MAX, |interface| interface.mtu),
-    }
 }
 
 /// Rewrites the packet. Rules 2, 7 and 9.
@@ -119,7 +96,7 @@ fn apply<F: Path>(
     if !from_backend {
         remember_client(flow, head.macs(), packet.ingress);
     }
-    head.set_macs(rewrite.macs);
+    head.set_macs(rewrite.way.macs);
     F::route(head, &rewrite.tuple, rewrite.address_delta);
     Ok(())
 }
@@ -152,12 +129,35 @@ fn account<F: Path>(flow: &mut Flow<F>, id: u32, packet: &Packet<F>, from_backen
     }
 }
 
-/// Sends the frame on its way.
+/// A way to a flow's client, or to its backend.
+pub struct Way {
+    /// Destination and source MAC.
+    pub macs: Macs,
+    /// Where it leaves.
+    pub egress: u32,
+    /// Largest layer-3 packet there.
+    pub mtu: u32,
+}
+
+/// The way to a flow's client (for what its backend's side sent) or to its backend.
 #[inline(always)]
-pub fn leave(ingress: u32, egress: u32) -> Reason {
+pub fn way<F: Path>(flow: &Flow<F>, ingress: u32, from_backend: bool) -> Option<Way> {
+    if from_backend {
+        let egress = flow.tail.ifindex;
+        let interface = if egress == ingress { None } else { maps::interface(egress) };
+        let mtu = interface.map_or(u32::MAX, |interface| interface.mtu);
+        return Some(Way { macs: Macs::of(&flow.tail.ethernet).turned(), egress, mtu });
+    }
+    let hop = maps::next_hops.get(maps::backends.get(flow.head.backend)?.next_hop)?;
+    (hop.ifindex != 0).then(|| Way { macs: Macs::of(&hop.ethernet), egress: hop.ifindex, mtu: hop.mtu })
+}
+
+/// Sends the frame on its way; gives the reason `back` if that is where it came from, else `on`.
+#[inline(always)]
+pub fn leave(ingress: u32, egress: u32, back: Reason, on: Reason) -> Reason {
     if egress == ingress {
-        return Reason::ForwardedTx;
+        return back;
     }
     helpers::redirect(egress);
-    Reason::ForwardedRedirect
+    on
 }

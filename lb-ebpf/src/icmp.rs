@@ -12,6 +12,7 @@ use crate::{
     packet::{ETHERNET, Frame},
     parse::address_flags,
     path::Path,
+    quoted,
 };
 
 /// Bytes of an ICMP header.
@@ -57,13 +58,17 @@ impl Problem {
     }
 }
 
-/// ICMP to an address of ours, its header at `at`: an echo request to a VIP is answered, everything else is the host's.
+/// ICMP whose header stands at `at`: an echo request to a VIP is answered, an error that quotes a packet of a flow goes
+/// to whoever sent that, everything else is the host's.
 #[inline(always)]
 pub fn receive<F: Path>(ctx: &XdpContext, at: usize) -> Reason {
     let frame = Frame::of(ctx);
     let Some(head) = frame.at(0, ETHERNET + F::HEADER) else { return Reason::Truncated };
     let Some(message) = frame.at(at, ICMP) else { return Reason::IcmpPassed };
     let (source, destination) = (F::source(head), F::destination(head));
+    if F::is_error(message.load(0)) {
+        return quoted::forward::<F>(ctx, at);
+    }
     let (request, reply) = F::ECHO;
     if message.load::<u16>(0) != request || address_flags::<F>(destination) & vip_flag::VIP == 0 {
         return Reason::IcmpPassed;

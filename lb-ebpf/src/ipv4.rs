@@ -68,7 +68,12 @@ impl Path for V4 {
         if head.load::<u16>(ETHERNET + ipv4::FRAGMENT) & ipv4::FRAGMENTED != 0 {
             return Err(Reason::Fragment);
         }
-        Ok(Ip { transport: ETHERNET + header, length, protocol: head.load(ETHERNET + ipv4::PROTOCOL) })
+        Ok(Ip { transport: ETHERNET + header, length, protocol: Self::protocol(head) })
+    }
+
+    #[inline(always)]
+    fn protocol(head: Place) -> u8 {
+        head.load(ETHERNET + ipv4::PROTOCOL)
     }
 
     #[inline(always)]
@@ -113,6 +118,28 @@ impl Path for V4 {
         head.store(ETHERNET + 8, third);
         head.store(ETHERNET + ipv4::CHECKSUM, !fold64(sum));
         Self::set_addresses(head, source, destination);
+    }
+
+    /// Unreachable, time exceeded, parameter problem (RFC 792).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn quoted(head: Place) -> Option<(usize, u8)> {
+        let header = (head.load::<u8>(ETHERNET) as usize & 15) * 4;
+        let later = head.load::<u16>(ETHERNET + ipv4::FRAGMENT) & ipv4::OFFSET != 0;
+        (header >= IPV4 && !later).then(|| (header, Self::protocol(head)))
+    }
+
+    #[inline(always)]
+    fn requote(head: Place, old: &Tuple4, new: &Tuple4, delta: u16) -> (u32, u32) {
+        let field = head.load::<u16>(ETHERNET + ipv4::CHECKSUM);
+        let updated = update(field, delta);
+        head.store(ETHERNET + ipv4::CHECKSUM, updated);
+        Self::set_addresses(head, new.source, new.destination);
+        (old.address_sum() + field as u32, new.address_sum() + updated as u32)
     }
 
     #[inline(always)]

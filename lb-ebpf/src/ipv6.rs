@@ -78,7 +78,7 @@ impl Path for V6 {
         if head.load::<u8>(ETHERNET) >> 4 != 6 {
             return Err(Reason::Malformed);
         }
-        let protocol = head.load::<u8>(ETHERNET + ipv6::NEXT_HEADER);
+        let protocol = Self::protocol(head);
         if !is_extension(protocol) {
             return Ok(Ip { transport: ETHERNET + IPV6, length, protocol });
         }
@@ -94,6 +94,11 @@ impl Path for V6 {
                 Ok(Ip { transport, length, protocol: found as u8 })
             }
         }
+    }
+
+    #[inline(always)]
+    fn protocol(head: Place) -> u8 {
+        head.load(ETHERNET + ipv6::NEXT_HEADER)
     }
 
     #[inline(always)]
@@ -123,6 +128,24 @@ impl Path for V6 {
         head.store(ETHERNET, 0x6000_0000_u32.to_be());
         head.store(ETHERNET + 4, u32::from_be_bytes([(length >> 8) as u8, length as u8, protocol, TTL]).to_be());
         Self::set_addresses(head, source, destination);
+    }
+
+    /// Unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn quoted(head: Place) -> Option<(usize, u8)> {
+        let next = Self::protocol(head);
+        (!is_extension(next)).then_some((IPV6, next))
+    }
+
+    #[inline(always)]
+    fn requote(head: Place, old: &Tuple6, new: &Tuple6, _: u16) -> (u32, u32) {
+        Self::set_addresses(head, new.source, new.destination);
+        (old.address_sum(), new.address_sum())
     }
 
     #[inline(always)]

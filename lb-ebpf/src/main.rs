@@ -48,6 +48,7 @@ mod parse;
 mod path;
 mod pipeline;
 mod ports;
+mod quoted;
 mod records;
 mod select;
 mod service;

@@ -27,7 +27,7 @@ pub static settings: Array<contract::Settings> = Array::with_max_entries(1, MAPP
 #[map]
 pub static interfaces: Array<contract::Interface> = Array::with_max_entries(contract::INTERFACES, MAPPED);
 #[map]
-pub static filter: Array<u64> = Array::with_max_entries(contract::BITMAP_WORDS, MAPPED);
+pub static filter: Array<u64> = Array::with_max_entries(2 * contract::BITMAP_WORDS, MAPPED);
 #[map]
 pub static ports: Array<u64> = Array::with_max_entries(contract::BITMAP_WORDS, MAPPED);
 #[map]
@@ -120,7 +120,7 @@ pub fn refuse(service: u32, which: impl FnOnce(&mut contract::Refusals) -> &mut 
     }
 }
 
-/// Whether a bit of one of the two bitmaps is set; `bit` is below 65 536.
+/// Whether a bit of one of the two bitmaps is set; `bit` is below 65 536 (`filter`: 131 072).
 #[inline(always)]
 pub fn bit(bitmap: &Array<u64>, bit: u32) -> bool {
     bitmap.get(bit >> 6).is_some_and(|word| word >> (bit & 63) & 1 != 0)

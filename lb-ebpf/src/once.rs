@@ -12,7 +12,8 @@ use lb_common::{
 };
 
 use crate::{
-    answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, ports, records, service, table,
+    answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, pipeline::Known, ports, records,
+    service, table,
 };
 
 /// A family's copies.
@@ -22,7 +23,7 @@ pub trait Once: Family {
     /// [`table::insert`].
     fn insert(tuple: &Tuple<Self>, direction: u32, index: u32) -> u32;
     /// [`pipeline::known`].
-    fn known(ctx: &XdpContext) -> Option<Reason>;
+    fn known(ctx: &XdpContext) -> Known;
     /// [`service::begin`].
     fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason>;
     /// [`ports::allocate`].
@@ -43,6 +44,8 @@ pub trait Once: Family {
 
 /// "No reason": the packet is not done with.
 const NONE: u32 = u32::MAX;
+/// Not a reason, but where an ICMP header stands.
+const ICMP: u32 = 1 << 31;
 
 #[inline(always)]
 fn pack(reason: Option<Reason>) -> u32 {
@@ -74,7 +77,11 @@ macro_rules! once {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $known(ctx: *mut xdp_md) -> u32 {
-            pack(pipeline::known::<$family>(&XdpContext::new(ctx)))
+            match pipeline::known::<$family>(&XdpContext::new(ctx)) {
+                Known::Done(reason) => reason as u32,
+                Known::Not => NONE,
+                Known::Icmp(at) => ICMP | at as u32,
+            }
         }
 
         #[inline(never)]
@@ -145,8 +152,12 @@ macro_rules! once {
             }
 
             #[inline(always)]
-            fn known(ctx: &XdpContext) -> Option<Reason> {
-                unpack($known(ctx.as_ptr().cast()))
+            fn known(ctx: &XdpContext) -> Known {
+                match $known(ctx.as_ptr().cast()) {
+                    NONE => Known::Not,
+                    number if number & ICMP != 0 => Known::Icmp((number & !ICMP) as usize),
+                    number => Known::Done(Reason::from_number(number)),
+                }
             }
 
             #[inline(always)]

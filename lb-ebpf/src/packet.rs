@@ -41,18 +41,24 @@ impl Frame {
 pub struct Place(usize);
 
 impl Place {
+    /// The place `bytes` before this one; only what stands from here on may be touched.
+    #[inline(always)]
+    pub fn before(self, bytes: usize) -> Self {
+        Self(self.0.wrapping_sub(bytes))
+    }
+
     /// Reads a word, `offset` bytes on.
     #[inline(always)]
     pub fn load<T: Word>(self, offset: usize) -> T {
         // SAFETY: `Frame::at` checked the bytes, and the verifier checks that it did.
-        unsafe { T::load(self.0 + offset) }
+        unsafe { T::load(self.0.wrapping_add(offset)) }
     }
 
     /// Writes a word, `offset` bytes on.
     #[inline(always)]
     pub fn store<T: Word>(self, offset: usize, value: T) {
         // SAFETY: as for `load`.
-        unsafe { value.store(self.0 + offset) }
+        unsafe { value.store(self.0.wrapping_add(offset)) }
     }
 
     /// Both MAC addresses, destination first, of a frame that begins here.
@@ -133,6 +139,8 @@ pub mod ipv4 {
     pub const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
     /// "More fragments" and the offset, as they stand in the packet.
     pub const FRAGMENTED: u16 = 0x3fff_u16.to_be();
+    /// The offset alone, as it stands in the packet.
+    pub const OFFSET: u16 = 0x1fff_u16.to_be();
 }
 
 /// Offsets in an IPv6 header (RFC 8200, section 3).

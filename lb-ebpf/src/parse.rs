@@ -5,7 +5,7 @@ use lb_common::{
     Be16,
     family::Family,
     flow::{Tuple, tcp},
-    maps::{Interface, VipKey, vip_flag},
+    maps::{FILTER_SOURCES, Interface, VipKey, vip_flag},
     reason::Reason,
 };
 
@@ -48,7 +48,7 @@ impl<F: Family> Packet<F> {
 pub enum Parsed<F: Family> {
     /// TCP or UDP that may be ours.
     Flow(Packet<F>),
-    /// ICMP to an address of ours, and where its header stands.
+    /// ICMP that may concern us, and where its header stands.
     Icmp(usize),
     /// Decided already.
     Done(Reason),
@@ -60,7 +60,9 @@ pub fn parse<F: Path>(ctx: &XdpContext) -> Parsed<F> {
     let frame = Frame::of(ctx);
     let Some(head) = frame.at(0, ETHERNET + F::HEADER) else { return Parsed::Done(Reason::NotOurs) };
     let destination = F::destination(head);
-    if !maps::bit(&maps::filter, F::filter_bit(destination)) {
+    let to_us = maps::bit(&maps::filter, F::filter_bit(destination));
+    // ICMP may be about a packet that a backend got from its client, as the two see each other (rule 21).
+    if !to_us && !from_dnat::<F>(F::source(head)) && F::protocol(head) != F::ICMP {
         return Parsed::Done(Reason::NotOurs);
     }
     let ingress = ctx.ingress_ifindex() as u32;
@@ -77,6 +79,12 @@ pub fn parse<F: Path>(ctx: &XdpContext) -> Parsed<F> {
         Err(Reason::Fragment) => Parsed::Done(Reason::Fragment),
         Err(reason) => Parsed::Done(unreadable::<F>(&destination, reason)),
     }
+}
+
+/// Whether an address may be a backend's that sees its clients as they are: what it sends them is not addressed to us.
+#[inline(always)]
+fn from_dnat<F: Path>(source: F::Address) -> bool {
+    maps::bit(&maps::filter, FILTER_SOURCES | F::filter_bit(source))
 }
 
 /// Rule 36: the frame is addressed to this interface's own or virtual MAC.
@@ -128,7 +136,8 @@ fn transport<F: Path>(
         flags,
         ingress,
     };
-    if !maps::bit(&maps::ports, packet.tuple.destination_port.get() as u32) {
+    let to_us = maps::bit(&maps::ports, packet.tuple.destination_port.get() as u32);
+    if !to_us && !from_dnat::<F>(source) {
         return Err(Reason::NotOurs);
     }
     if claimed < least || ip.transport + claimed > ETHERNET + ip.length || packet.tuple.source_port.0 == 0 {

@@ -82,6 +82,8 @@ pub trait Path: Once {
     fn set_addresses(head: Place, source: Self::Address, destination: Self::Address);
     /// Reads the IP header and whatever stands between it and the transport header (rules 26 to 29).
     fn ip(ctx: &XdpContext, frame: Frame, head: Place) -> Result<Ip, Reason>;
+    /// IP protocol number that the header itself says.
+    fn protocol(head: Place) -> u8;
     /// TTL or hop limit.
     fn ttl(head: Place) -> u8;
     /// Whether the packet may be fragmented on its way.
@@ -92,6 +94,14 @@ pub trait Path: Once {
     fn refresh(head: Place);
     /// Writes a fresh header without options: `length` bytes follow it; with the TTL of packets that lb makes.
     fn write(head: Place, length: u16, protocol: u8, source: Self::Address, destination: Self::Address);
+    /// Whether an ICMP message of this type is an error, which quotes a packet.
+    fn is_error(kind: u8) -> bool;
+    /// The IP header of a quoted packet, fourteen bytes behind `head`: its length and its protocol; `None` if it is a
+    /// later fragment, or something else stands in between.
+    fn quoted(head: Place) -> Option<(usize, u8)>;
+    /// Gives a quoted IP header other addresses, which add `delta` to its sum; gives the sums of the words that changed,
+    /// before and after.
+    fn requote(head: Place, old: &Tuple<Self>, new: &Tuple<Self>, delta: u16) -> (u32, u32);
     /// What ICMP's checksum covers besides the message: nothing, or the pseudo-header.
     fn icmp_sum(source: Self::Address, destination: Self::Address, length: u16) -> u64;
 }

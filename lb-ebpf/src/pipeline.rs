@@ -26,37 +26,49 @@ pub fn run(ctx: &XdpContext) -> Reason {
     if kind == V6::TYPE { steps::<V6>(ctx) } else { Reason::NotOurs }
 }
 
+/// What the first steps found.
+pub enum Known {
+    /// What became of the packet.
+    Done(Reason),
+    /// It has no flow yet; it is parked.
+    Not,
+    /// It is ICMP, whose header stands here: a matter with a stack of its own.
+    Icmp(usize),
+}
+
 #[inline(always)]
 fn steps<F: Path>(ctx: &XdpContext) -> Reason {
-    if let Some(reason) = F::known(ctx) {
-        return reason;
+    match F::known(ctx) {
+        Known::Done(reason) => return reason,
+        Known::Icmp(at) => return F::receive(ctx, at),
+        Known::Not => {}
     }
     let Some(packet) = F::MAPS.parked.get_ptr(0) else { return Reason::HelperFailed };
     // SAFETY: this CPU's own element, which `known` has just written.
-    match F::begin(ctx, unsafe { &*packet }) {
-        Some(reason) => reason,
-        None => F::known(ctx).unwrap_or(Reason::Contended),
+    if let Some(reason) = F::begin(ctx, unsafe { &*packet }) {
+        return reason;
     }
+    if let Known::Done(reason) = F::known(ctx) { reason } else { Reason::Contended }
 }
 
-/// Everything but a new flow: `None` if the packet has no flow yet. It is parked then.
+/// All steps of a packet of a known flow.
 #[inline(always)]
-pub fn known<F: Path>(ctx: &XdpContext) -> Option<Reason> {
+pub fn known<F: Path>(ctx: &XdpContext) -> Known {
     let packet = match parse::<F>(ctx) {
         Parsed::Flow(packet) => packet,
-        Parsed::Icmp(at) => return Some(F::receive(ctx, at)),
-        Parsed::Done(reason) => return Some(reason),
+        Parsed::Icmp(at) => return Known::Icmp(at),
+        Parsed::Done(reason) => return Known::Done(reason),
     };
     if let Some(mut found) = Found::new(&packet.tuple) {
         match life::step(ctx, &packet, &mut found) {
-            Life::Goes => return Some(forward::forward(ctx, &packet, found)),
+            Life::Goes => return Known::Done(forward::forward(ctx, &packet, found)),
             Life::Over => {}
-            Life::Done(reason) => return Some(reason),
+            Life::Done(reason) => return Known::Done(reason),
         }
     }
     if let Some(parked) = F::MAPS.parked.get_ptr_mut(0) {
         // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
         unsafe { *parked = packet };
     }
-    None
+    Known::Not
 }

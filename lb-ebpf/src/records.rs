@@ -47,6 +47,12 @@ pub fn expired(head: &Head, now: u32) -> bool {
     head.idle(now) > timeout(head)
 }
 
+/// Whether a flow has ended, or its time is over.
+#[inline(always)]
+pub fn is_over(head: &Head, now: u32) -> bool {
+    matches!(head.state, state::FREE | state::CLOSED | state::RESET) || expired(head, now)
+}
+
 #[inline(always)]
 fn class(head: &Head, now: u32) -> (Class, u32) {
     let idle = head.idle(now);

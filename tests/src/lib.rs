@@ -3,6 +3,7 @@
 //! * [`e2e`]: a lab of network namespaces with the real `lb` in it
 //! * [`packet`]: packets as a client, a backend or a router would send them, and what is read off an answer; made and
 //!   checked by a library that shares no code with lb
+//! * [`packet6`]: the same over IPv6
 //! * [`registry`]: Consul, etcd and dnsmasq, real ones, and a stand-in for where there is no Consul
 //! * [`whole`]: packets of the direct-return modes, wrapped and unwrapped
 //! * [`world`]: the real program and maps, a desired state compiled by the real control plane, and packets through
@@ -10,6 +11,7 @@
 
 pub mod e2e;
 pub mod packet;
+pub mod packet6;
 pub mod registry;
 pub mod whole;
 pub mod world;

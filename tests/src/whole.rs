@@ -1,7 +1,7 @@
 //! Packets that the direct-return modes forward whole: built for both families, and unwrapped with every outer field
 //! read and every outer checksum verified. Built and verified by etherparse: no checksum here is lb's.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader, UdpHeader};
@@ -9,11 +9,9 @@ use lb_userspace::state::Mode;
 
 use crate::{
     packet::{ACK, CLIENT_MAC, FIN, LB_MAC, Mac, RST, SYN},
-    world::{LB_ADDRESS, World},
+    world::World,
 };
 
-/// The balancer's own IPv6 address.
-pub const LB_ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
@@ -235,13 +233,7 @@ pub fn unwrap(frame: &[u8]) -> Result<Unwrapped> {
 /// # Errors
 /// As for [`World::with`].
 pub fn add(world: &mut World, mode: Mode, vip: &str, backends: &[&str]) -> Result<()> {
-    let service = world.service(vip, backends)?;
-    service.mode = mode;
-    let addresses: Vec<_> = service.backends.iter().map(|backend| backend.address.ip()).collect();
-    for address in addresses {
-        let own = if address.is_ipv4() { LB_ADDRESS } else { IpAddr::V6(LB_ADDRESS6) };
-        world.observed.sources.insert(address, own);
-    }
+    world.service(vip, backends)?.mode = mode;
     world.apply()?;
     Ok(())
 }

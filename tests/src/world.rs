@@ -5,7 +5,7 @@
 //! leaves by.
 
 use std::{
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -23,7 +23,10 @@ use lb_userspace::{
     state::{Admin, BackendSpec, Desired, Health, ServiceSpec, Source},
 };
 
-use crate::packet::{BACKEND_MAC, LB_MAC, Packet, Seen, read};
+use crate::{
+    packet::{BACKEND_MAC, LB_MAC, Packet, Seen, read},
+    packet6,
+};
 
 /// Interface that packets come in by.
 pub const INGRESS: u32 = 1;
@@ -31,6 +34,9 @@ pub const INGRESS: u32 = 1;
 pub const OTHER: u32 = 1_000_002;
 /// The balancer's own address, which NAT uses.
 pub const LB_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+/// The same over IPv6.
+pub const LB_ADDRESS6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
 /// Verdicts as XDP numbers them.
 pub const DROP: u32 = 1;
@@ -91,6 +97,18 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The IPv6 packet, all checksums verified.
+    ///
+    /// # Panics
+    /// It is not sound.
+    #[must_use]
+    pub fn packet6(&self) -> packet6::Seen6 {
+        match packet6::read(&self.frame) {
+            Ok(seen) => seen,
+            Err(error) => panic!("{error:#} in {:02x?} ({:?})", self.frame, self.reason),
+        }
+    }
+
     /// The packet, all checksums verified.
     ///
     /// # Panics
@@ -116,7 +134,7 @@ impl World {
             .context("these tests need root: they run a real XDP program")?;
         let interface = |ifindex| maps::Interface { ifindex, flags: 0, mtu: 1500, mac: LB_MAC, virtual_mac: LB_MAC };
         plane.set_interfaces(&[interface(INGRESS), interface(OTHER)])?;
-        let observed = Observed { host_addresses: [LB_ADDRESS].into(), ..Observed::default() };
+        let observed = Observed { host_addresses: [LB_ADDRESS, IpAddr::V6(LB_ADDRESS6)].into(), ..Observed::default() };
         let before = plane.counters()?.reasons;
         let poison = Poison::around(plane.program()?)?;
         Ok(Self { bpffs, plane, desired: Desired::default(), observed, before, poison })
@@ -155,7 +173,7 @@ impl World {
         ethernet[6..].copy_from_slice(&LB_MAC);
         let hop = maps::NextHop { ethernet, ifindex, mtu, ..maps::NextHop::default() };
         self.observed.next_hops.insert(address, hop);
-        self.observed.sources.insert(address, LB_ADDRESS);
+        self.observed.sources.insert(address, if address.is_ipv4() { LB_ADDRESS } else { IpAddr::V6(LB_ADDRESS6) });
     }
 
     /// A health check's verdict.
@@ -184,6 +202,11 @@ impl World {
 
     /// Sends a packet.
     pub fn send(&mut self, packet: &Packet) -> Outcome {
+        self.run(&packet.build())
+    }
+
+    /// Sends an IPv6 packet.
+    pub fn send6(&mut self, packet: &packet6::Packet6) -> Outcome {
         self.run(&packet.build())
     }
 
@@ -249,6 +272,24 @@ impl World {
         assert_eq!(answer.reason, Reason::ForwardedTx, "the SYN-ACK to {client}");
         let ack = self.send(&tcp(client, vip, ACK));
         assert_eq!((ack.reason, ack.packet().to), (Reason::ForwardedTx, seen.to), "the ACK of {client}");
+        (seen.to, seen.from)
+    }
+}
+
+impl World {
+    /// As [`World::open`], over IPv6.
+    ///
+    /// # Panics
+    /// A segment is not forwarded.
+    pub fn open6(&mut self, client: SocketAddrV6, vip: SocketAddrV6) -> (SocketAddrV6, SocketAddrV6) {
+        use crate::packet::{ACK, SYN};
+        let syn = self.send6(&packet6::tcp(client, vip, SYN));
+        assert_eq!(syn.reason, Reason::ForwardedTx, "the SYN of {client}");
+        let seen = syn.packet6();
+        let answer = self.send6(&packet6::tcp(seen.to, seen.from, SYN | ACK).from_backend());
+        assert_eq!(answer.reason, Reason::ForwardedTx, "the SYN-ACK to {client}");
+        let ack = self.send6(&packet6::tcp(client, vip, ACK));
+        assert_eq!((ack.reason, ack.packet6().to), (Reason::ForwardedTx, seen.to), "the ACK of {client}");
         (seen.to, seen.from)
     }
 }

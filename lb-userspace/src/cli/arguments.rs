@@ -152,7 +152,7 @@ pub struct ServiceArguments {
     /// The service's name; default: its first VIP
     #[arg(long)]
     pub name: Option<String>,
-    /// nat (default), dsr, ipip or gue; dnat is not in this version
+    /// nat (default), dnat, dsr, ipip or gue: how packets reach the backends
     #[arg(long)]
     pub mode: Option<Mode>,
     /// maglev (default), round-robin, least-conn, source-hash or random

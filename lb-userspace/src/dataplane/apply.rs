@@ -178,23 +178,20 @@ impl DataPlane {
 
     /// Writes the two bitmaps; `keep` leaves bits set that are no longer wanted.
     fn apply_filter(&mut self, tables: &Tables, keep: bool, done: &mut Applied) {
-        let mut addresses = vec![0u64; maps::BITMAP_WORDS as usize];
-        for address in &tables.filter {
-            let bit = match address {
-                IpAddr::V4(v4) => V4::filter_bit(Be32::new(v4.to_bits())),
-                IpAddr::V6(v6) => V6::filter_bit(crate::reconcile::words_of(*v6)),
-            };
+        let mut addresses = vec![0u64; 2 * maps::BITMAP_WORDS as usize];
+        let sources = tables.filter_sources.iter().map(|address| bit_of(*address) | maps::FILTER_SOURCES);
+        for bit in tables.filter.iter().map(|address| bit_of(*address)).chain(sources) {
             addresses[(bit >> 6) as usize] |= 1 << (bit & 63);
         }
         let mut ports = vec![if tables.wildcard { u64::MAX } else { 0 }; maps::BITMAP_WORDS as usize];
         for port in tables.vip_ports.iter().chain(&tables.nat_ports) {
             ports[usize::from(*port >> 6)] |= 1 << (port & 63);
         }
-        for (index, (addresses, ports)) in (0..).zip(addresses.into_iter().zip(ports)) {
-            let (old_addresses, old_ports) =
-                if keep { (self.filter.read(index), self.ports.read(index)) } else { (0, 0) };
-            done.writes += write(&self.filter, index, addresses | old_addresses);
-            done.writes += write(&self.ports, index, ports | old_ports);
+        for (map, words) in [(&self.filter, addresses), (&self.ports, ports)] {
+            for (index, word) in (0..).zip(words) {
+                let standing = if keep { map.read(index) } else { 0 };
+                done.writes += write(map, index, word | standing);
+            }
         }
     }
 
@@ -238,6 +235,14 @@ impl DataPlane {
             backends: recovered.backends,
             ..Tables::default()
         }
+    }
+}
+
+/// An address's bit in the map `filter`.
+fn bit_of(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(v4) => V4::filter_bit(Be32::new(v4.to_bits())),
+        IpAddr::V6(v6) => V6::filter_bit(crate::reconcile::words_of(v6)),
     }
 }
 

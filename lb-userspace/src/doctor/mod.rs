@@ -3,7 +3,7 @@
 mod interface;
 mod needs;
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,7 @@ use crate::{
     api::{Request, Status, client::Client},
     dataplane::program_name,
     net::{self, Driver, Interface, Net},
+    state::Mode,
 };
 
 /// How bad it is.
@@ -58,7 +59,8 @@ pub async fn examine(names: &[String], socket: &Path) -> crate::Result<Vec<Findi
         Some(text) => finding(Level::Warn, "mounts", text, Some(NSENTER)),
         None => ok("mounts", "the host's own mount namespace: pins outlive the process"),
     });
-    let interfaces = Net::new()?.interfaces().await?;
+    let net = Net::new()?;
+    let interfaces = net.interfaces().await?;
     if let Some(missing) = names.iter().find(|name| interfaces.iter().all(|interface| interface.name != **name)) {
         let known: Vec<_> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
         return Err(Error::not_found(format!("interface {missing}: there is none of this name"))
@@ -73,7 +75,7 @@ pub async fn examine(names: &[String], socket: &Path) -> crate::Result<Vec<Findi
         findings.extend(interface::examine(&facts(interface, &interfaces)));
     }
     if let Ok(status) = Client::new(socket).ask::<Status>(&Request::Status).await {
-        findings.extend(examine_services(&status));
+        findings.extend(examine_services(&status, &own_addresses(&net, &status).await));
     }
     Ok(findings)
 }
@@ -164,7 +166,17 @@ fn facts(interface: &Interface, all: &[Interface]) -> interface::Facts {
     }
 }
 
-fn examine_services(status: &Status) -> Vec<Finding> {
+/// This host's address towards each backend.
+async fn own_addresses(net: &Net, status: &Status) -> BTreeMap<IpAddr, IpAddr> {
+    let mut own = BTreeMap::new();
+    for address in status.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip()) {
+        let route = net.route_to(address).await.ok().flatten();
+        own.extend(route.and_then(|route| route.source).map(|source| (address, source)));
+    }
+    own
+}
+
+fn examine_services(status: &Status, own: &BTreeMap<IpAddr, IpAddr>) -> Vec<Finding> {
     let mut findings: Vec<_> = status
         .warnings
         .iter()
@@ -182,10 +194,12 @@ fn examine_services(status: &Status) -> Vec<Finding> {
             ));
         }
     }
-    for service in status.services.iter().filter(|service| service.mode.is_direct_return()) {
+    for service in status.services.iter().filter(|service| service.mode != Mode::Nat) {
         let vips = service.vips.iter().map(|vip| vip.address).collect();
         for backend in &service.backends {
-            let needs = needs::commands(service.mode, &vips, backend.address.ip()).join("; ");
+            let needs =
+                needs::commands(service.mode, &vips, backend.address.ip(), own.get(&backend.address.ip()).copied())
+                    .join("; ");
             let text = format!("{}: what mode '{}' needs there, as root", backend.address.ip(), service.mode);
             findings.push(finding(Level::Ok, "backend", text, Some(&needs)));
         }

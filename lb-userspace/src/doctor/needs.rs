@@ -1,4 +1,4 @@
-//! What backends of the direct-return modes need: commands to type there.
+//! What a mode asks of its backends: commands to type there.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -6,10 +6,15 @@ use lb_common::outer;
 
 use crate::state::Mode;
 
-/// Commands for a backend at `backend` of a service in `mode` with VIPs at `vips`; none for the other modes.
+/// Commands for a backend at `backend` of a service in `mode` with VIPs at `vips`; `own` is lb's address towards it.
 #[must_use]
-pub fn commands(mode: Mode, vips: &BTreeSet<IpAddr>, backend: IpAddr) -> Vec<String> {
+pub fn commands(mode: Mode, vips: &BTreeSet<IpAddr>, backend: IpAddr, own: Option<IpAddr>) -> Vec<String> {
     let mut commands = Vec::new();
+    if mode == Mode::Dnat {
+        let family = if backend.is_ipv4() { "" } else { "-6 " };
+        let own = own.map_or("LB".to_owned(), |own| own.to_string());
+        commands.push(format!("ip {family}route replace default via {own}"));
+    }
     if !mode.is_direct_return() {
         return commands;
     }
@@ -54,12 +59,13 @@ mod tests {
     use super::*;
 
     fn lines(mode: Mode, vip: &str, backend: &str) -> String {
-        commands(mode, &[vip.parse().unwrap()].into(), backend.parse().unwrap()).join("\n")
+        commands(mode, &[vip.parse().unwrap()].into(), backend.parse().unwrap(), "10.0.0.1".parse().ok()).join("\n")
     }
 
     #[test]
     fn every_mode_and_family_names_its_device() {
         assert_eq!(lines(Mode::Nat, "10.0.0.10", "10.0.0.2"), "");
+        assert_eq!(lines(Mode::Dnat, "10.0.0.10", "10.0.0.2"), "ip route replace default via 10.0.0.1");
         let dsr = lines(Mode::Dsr, "10.0.0.10", "10.0.0.2");
         assert!(dsr.contains("arp_ignore=1") && dsr.contains("ip addr add 10.0.0.10/32 dev lo"), "{dsr}");
         assert!(lines(Mode::Dsr, "fd00::10", "fd00::2").contains("fd00::10/128 dev lo nodad"));

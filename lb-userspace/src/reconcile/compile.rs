@@ -40,7 +40,7 @@ pub fn compile(desired: &Desired, observed: &Observed) -> Tables {
     }
     for (key, lingering) in &observed.lingering {
         if let Some(id) = observed.backend_ids.get(key).filter(|id| !tables.backends.contains_key(id)) {
-            linger(*id, lingering, key, observed, &mut tables);
+            linger(*id, lingering, key, (desired, observed), &mut tables);
         }
     }
     compile_addresses(desired, observed, &mut tables);
@@ -123,7 +123,7 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
             protocol: 0,
             idle: idle(&service.idle),
             outer_port: Be16::new(if service.mode == Mode::Gue { outer::GUE_PORT } else { 0 }),
-            ..place_backend(desired, observed, backend.address, tables)
+            ..place_backend(desired, observed, service.mode, backend.address, tables)
         };
         tables.backends.insert(backend_id, value);
         let part = if is_taker { slow_start::part(service, verdict, observed.now) } else { 0 };
@@ -210,10 +210,21 @@ fn idle(said: &IdleTimeouts) -> Idle {
 }
 
 /// What is the same for every backend at an address: next hop, addresses for NAT.
-fn place_backend(desired: &Desired, observed: &Observed, address: SocketAddr, tables: &mut Tables) -> maps::Backend {
+fn place_backend(
+    desired: &Desired,
+    observed: &Observed,
+    mode: Mode,
+    address: SocketAddr,
+    tables: &mut Tables,
+) -> maps::Backend {
     let hop = observed.next_hops.get(&address.ip()).filter(|hop| hop.ifindex != 0);
     let next_hop = hop.map_or(0, |hop| tables.next_hops.place(hop, &observed.next_hop_places));
-    let (snat, snat_count) = snat_run(desired, observed, address.ip(), tables);
+    let (snat, snat_count) = if mode == Mode::Dnat {
+        tables.filter_sources.insert(address.ip());
+        (0, 0)
+    } else {
+        snat_run(desired, observed, address.ip(), tables)
+    };
     let (family, words) = words(address.ip());
     maps::Backend {
         next_hop,
@@ -249,7 +260,8 @@ fn snat_run(desired: &Desired, observed: &Observed, backend: IpAddr, tables: &mu
 }
 
 /// A removed backend whose flows go on: everything as it was, but for what must follow the network and its health.
-fn linger(id: u32, lingering: &Lingering, key: &BackendKey, observed: &Observed, tables: &mut Tables) {
+fn linger(id: u32, lingering: &Lingering, key: &BackendKey, from: (&Desired, &Observed), tables: &mut Tables) {
+    let (desired, observed) = from;
     let Lingering { value, reset, on_down } = lingering;
     let hop = observed.next_hops.get(&key.address.ip()).filter(|hop| hop.ifindex != 0);
     let next_hop = hop.map_or(0, |hop| tables.next_hops.place(hop, &observed.next_hop_places));
@@ -265,10 +277,13 @@ fn linger(id: u32, lingering: &Lingering, key: &BackendKey, observed: &Observed,
     if *reset {
         flags |= backend_flag::MAINT | backend_flag::RESET | backend_flag::MOVE_UDP;
     }
-    if let Some(source) = observed.sources.get(&key.address.ip()) {
-        tables.filter.insert(*source);
-    }
-    tables.backends.insert(id, maps::Backend { flags, next_hop, down_since, ..*value });
+    let (snat, snat_count) = if value.snat_count == 0 {
+        tables.filter_sources.insert(key.address.ip());
+        (0, 0)
+    } else {
+        snat_run(desired, observed, key.address.ip(), tables)
+    };
+    tables.backends.insert(id, maps::Backend { flags, next_hop, down_since, snat, snat_count, ..*value });
 }
 
 /// VIPs and the entries that say what an address is.

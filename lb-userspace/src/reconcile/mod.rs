@@ -103,6 +103,8 @@ pub struct Tables {
     pub nat_ports: Vec<u16>,
     /// Addresses whose bit is set in `filter`.
     pub filter: BTreeSet<IpAddr>,
+    /// Source addresses whose bit is set in `filter`: backends in mode `dnat`.
+    pub filter_sources: BTreeSet<IpAddr>,
     /// Ports whose bit is set in `ports`, besides `nat_ports`.
     pub vip_ports: BTreeSet<u16>,
     /// A VIP has port 0: every bit of `ports` is set.

@@ -620,9 +620,24 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_not_ignored() {
-        let mut tunnel = service("10.0.0.1:81", &[]);
-        tunnel.mode = Mode::Dnat;
-        assert_eq!(refused(&Change::AddService { service: tunnel }).kind, Kind::Usage);
+        let mut by_vip = service("10.0.0.1:81", &[]);
+        by_vip.health.via = crate::state::Via::Vip;
+        assert_eq!(refused(&Change::AddService { service: by_vip }).kind, Kind::Usage);
+    }
+
+    #[test]
+    fn a_router_in_front_of_a_dnat_backend_is_warned_of() {
+        let mut facts = facts();
+        let gateway = Some("10.0.0.254".parse().unwrap());
+        let route = RouteTo { ifindex: 2, source: None, gateway, local: false, mtu: None };
+        facts.routes.insert("10.9.0.2".parse().unwrap(), Some(route));
+        for (mode, warned) in [(Mode::Dnat, true), (Mode::Nat, false)] {
+            let mut added = service("10.0.0.1:81", &["10.9.0.2:80"]);
+            added.mode = mode;
+            let outcome = web().change(&Change::AddService { service: added }, &facts, false).unwrap();
+            let text = outcome.warnings.join("; ");
+            assert_eq!(text.contains("router 10.0.0.254"), warned, "{mode}: {text}");
+        }
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub(super) fn check(
         for backend in service.backends.iter().filter(|backend| !known(backend.address)) {
             check_backend(service, backend.address, &vips, facts)?;
             check_family(service, backend.address)?;
+            warnings.extend(way_back(service, backend.address, facts));
         }
     }
     Ok(())
@@ -105,13 +106,19 @@ fn check_owner(vip: Vip, service: &ServiceSpec, all: &Desired) -> Result<()> {
 /// What this version cannot do yet is refused, not ignored.
 fn supported(service: &ServiceSpec) -> Result<()> {
     let not_yet = |what: String, instead: &str| Err(Error::usage(format!("{what}: not in this version")).hint(instead));
-    if service.mode == Mode::Dnat {
-        return not_yet(format!("mode '{}'", service.mode), "--mode nat works with every backend");
-    }
     if service.health.via == Via::Vip {
         return not_yet("health via 'vip'".into(), "via = \"backend\"");
     }
     Ok(())
+}
+
+/// In mode `dnat` a backend's answers must pass lb; of a router in between only the operator knows where it sends them.
+fn way_back(service: &ServiceSpec, backend: SocketAddr, facts: &Facts) -> Option<String> {
+    let route = facts.routes.get(&backend.ip())?.as_ref()?;
+    let gateway = route.gateway.filter(|_| service.mode == Mode::Dnat)?;
+    Some(format!(
+        "backend {backend}: it is behind the router {gateway}, which must send its answers to clients back to lb (mode 'dnat'): nothing arrives at clients otherwise"
+    ))
 }
 
 /// A mode that keeps the packet's IP header cannot change its family.

@@ -1,7 +1,10 @@
 //! Packet tests: frames through the real program by `BPF_PROG_TEST_RUN`, each named by the rule that it shows.
 
+mod dnat;
 mod dsr;
+mod icmp;
 mod nat;
+mod nat6;
 mod reuse;
 mod schedulers;
 mod tunnels;

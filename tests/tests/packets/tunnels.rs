@@ -8,8 +8,8 @@ use std::{
 use lb_common::reason::Reason;
 use lb_tests::{
     packet::{ACK, BACKEND_MAC, FIN, LB_MAC, RST, SYN, tcp},
-    whole::{self, ETHERNET, LB_ADDRESS6, Unwrapped, Whole, unwrap},
-    world::{DROP, LB_ADDRESS, Outcome, TX, World},
+    whole::{self, ETHERNET, Unwrapped, Whole, unwrap},
+    world::{DROP, LB_ADDRESS, LB_ADDRESS6, Outcome, TX, World},
 };
 use lb_userspace::state::{Health, Mode, Probe};
 

@@ -1,0 +1,126 @@
+//! ICMP errors that quote a packet of a flow (rules 20 and 21): they go to whoever sent that packet, translated inside
+//! and outside where the packet was.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::{
+    Be16,
+    checksum::{delta, update, update_udp},
+    flow::{Flow, Tuple},
+    reason::Reason,
+};
+
+use crate::{
+    direct::is_direct,
+    forward::{self, Way, way},
+    helpers,
+    packet::{ETHERNET, Frame, PROTOCOL_TCP, PROTOCOL_UDP, Place, tcp, udp},
+    path::Path,
+    table::Found,
+};
+
+/// Bytes of an ICMP header.
+const ICMP: usize = 8;
+/// Bytes of a transport header that are always quoted (RFC 792): ports, and UDP's checksum.
+const LEAST: usize = 8;
+
+/// Forwards an error whose message stands at `at`; [`Reason::IcmpPassed`] if it quotes nothing that is known.
+#[inline(always)]
+pub fn forward<F: Path>(ctx: &XdpContext, at: usize) -> Reason {
+    let frame = Frame::of(ctx);
+    let inner = at + ICMP;
+    let Some(quoted) = frame.at(inner, F::HEADER) else { return Reason::IcmpPassed };
+    let quoted = quoted.before(ETHERNET);
+    let Some((header, protocol)) = F::quoted(quoted) else { return Reason::IcmpPassed };
+    let transport = inner + header;
+    let Some(ports) = frame.at(transport, LEAST) else { return Reason::IcmpPassed };
+    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
+        return Reason::IcmpPassed;
+    }
+    let both = ports.load::<u32>(0);
+    let sent = Tuple {
+        source: F::source(quoted),
+        destination: F::destination(quoted),
+        source_port: Be16(both as u16),
+        destination_port: Be16((both >> 16) as u16),
+        protocol,
+        pad: [0; 3],
+    };
+    let Some(head) = frame.at(0, ETHERNET + F::HEADER) else { return Reason::Truncated };
+    // An error goes to whoever sent the packet that it is about.
+    if !F::same(F::destination(head), sent.source) {
+        return Reason::IcmpPassed;
+    }
+    // Its flow is found by what the other side sends.
+    let Some(Found { flow, from_backend, .. }) = Found::<F>::new(&sent.reversed()) else { return Reason::IcmpPassed };
+    if is_direct(flow.head.mode) {
+        return Reason::IcmpPassed;
+    }
+    let ingress = ctx.ingress_ifindex() as u32;
+    let Some(Way { macs, egress, mtu }) = way(flow, ingress, from_backend) else { return Reason::NextHopUnknown };
+    if egress != ingress && helpers::frame_length(ctx) > mtu.saturating_add(ETHERNET as u32) {
+        return Reason::TooBigDropped;
+    }
+    let Some(head) = Frame::of(ctx).at(0, ETHERNET + F::HEADER) else { return Reason::Truncated };
+    if F::ttl(head) <= 1 {
+        return Reason::TtlDropped;
+    }
+    head.set_macs(macs);
+    if !translate(ctx, at, transport, head, &sent, flow, from_backend) {
+        return Reason::Truncated;
+    }
+    forward::leave(ingress, egress, Reason::IcmpForwarded, Reason::IcmpRedirected)
+}
+
+/// Gives the error and its quote the addresses that its receiver knows.
+#[inline(always)]
+fn translate<F: Path>(
+    ctx: &XdpContext,
+    at: usize,
+    transport: usize,
+    head: Place,
+    sent: &Tuple<F>,
+    flow: &Flow<F>,
+    from_backend: bool,
+) -> bool {
+    let frame = Frame::of(ctx);
+    // What the receiver of the error sent.
+    let shall = if from_backend { flow.client } else { flow.backend };
+    let (Some(message), Some(quoted)) = (frame.at(at, ICMP), frame.at(at + ICMP, F::HEADER)) else { return false };
+    let quoted = quoted.before(ETHERNET);
+    let Some(ports) = frame.at(transport, LEAST) else { return false };
+    let inner = delta(sent.address_sum(), shall.address_sum());
+    let all = delta(sent.address_sum() + sent.port_sum(), shall.address_sum() + shall.port_sum());
+    // Sums of the words that change, before and after.
+    let (mut old, mut new) = (sent.port_sum(), shall.port_sum());
+    ports.store(0, shall.source_port.0 as u32 | (shall.destination_port.0 as u32) << 16);
+    if sent.protocol == PROTOCOL_UDP {
+        let field = ports.load::<u16>(udp::CHECKSUM);
+        let updated = update_udp(field, all);
+        ports.store(udp::CHECKSUM, updated);
+        (old, new) = (old + field as u32, new + updated as u32);
+    } else if let Some(segment) = frame.at(transport, tcp::CHECKSUM + 2) {
+        let field = segment.load::<u16>(tcp::CHECKSUM);
+        let updated = update(field, all);
+        segment.store(tcp::CHECKSUM, updated);
+        (old, new) = (old + field as u32, new + updated as u32);
+    }
+    let (before, after) = F::requote(quoted, sent, &shall, inner);
+    (old, new) = (old + before, new + after);
+
+    // The error comes from whom its receiver talked to, unless it may know the routers in between: `dnat` shows the
+    // backend the client as it is.
+    let (from, to) = (F::source(head), F::destination(head));
+    let keep = !from_backend && F::same(shall.destination, sent.destination);
+    let outer = Tuple::<F> {
+        source: if keep { from } else { shall.destination },
+        destination: shall.source,
+        ..Tuple::default()
+    };
+    let (was, is) = (F::sum(from) + F::sum(to), outer.address_sum());
+    F::route(head, &outer, delta(was, is));
+    if F::VERSION == 6 {
+        (old, new) = (old + was, new + is);
+    }
+    message.store(2, update(message.load(2), delta(old, new)));
+    true
+}
