@@ -41,11 +41,29 @@ pub fn ping(stream: &mut TcpStream, word: &str) -> Result<()> {
     Ok(())
 }
 
+/// Sends bytes to an echo over a new connection and compares what comes back: full-size segments both ways.
+pub fn ping_much(host: &Host, to: SocketAddr, bytes: &[u8]) -> Result<()> {
+    let mut back = connect(host, to)?;
+    let (mut there, sent) = (back.try_clone()?, bytes.to_vec());
+    let writer = std::thread::spawn(move || there.write_all(&sent));
+    let mut seen = vec![0; bytes.len()];
+    let read = back.read_exact(&mut seen).with_context(|| format!("echo of {} bytes from {to}", bytes.len()));
+    if read.is_err() {
+        // The writer shall not wait for an echo that is over.
+        let _ = back.shutdown(std::net::Shutdown::Both);
+    }
+    writer.join().map_err(|_| anyhow::anyhow!("writing failed"))?.context("write")?;
+    read?;
+    ensure!(seen == bytes, "another echo came from {to}");
+    Ok(())
+}
+
 /// Sends a datagram from a new socket and waits for it to come back.
 pub fn ping_udp(host: &Host, to: SocketAddr, bytes: &[u8]) -> Result<()> {
     let sent = bytes.to_vec();
     let answered = host.spawn(move || -> std::io::Result<bool> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
         socket.set_read_timeout(Some(LIMIT))?;
         socket.connect(to)?;
         socket.send(&sent)?;

@@ -11,7 +11,7 @@ pub mod servers;
 use std::{
     fs::OpenOptions,
     io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -35,12 +35,26 @@ use servers::{Echo, Server};
 
 /// The balancer's address, and that of its VIPs.
 pub const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
+/// The IPv6 address that goes with it.
+pub const BALANCER6: Ipv6Addr = Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 0, 1);
 /// The client's address.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 /// The VIP that tests use unless they say otherwise: a port of the balancer's address.
 #[must_use]
 pub fn vip(port: u16) -> SocketAddr {
     SocketAddr::from((BALANCER, port))
+}
+
+/// The same of the balancer's IPv6 address.
+#[must_use]
+pub fn vip6(port: u16) -> SocketAddr {
+    SocketAddr::from((BALANCER6, port))
+}
+
+/// Bytes of which no two stretches look alike.
+#[must_use]
+pub fn noise(length: u32) -> Vec<u8> {
+    (0..length).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
 /// The modes of XDP that most tests run in.
@@ -111,6 +125,12 @@ impl Setup {
     #[must_use]
     pub fn list(&self, port: u16) -> String {
         self.backends.iter().map(|host| format!("{}:{port}", host.address)).collect::<Vec<_>>().join(",")
+    }
+
+    /// The same of their IPv6 addresses.
+    #[must_use]
+    pub fn list6(&self, port: u16) -> String {
+        self.backends.iter().map(|host| format!("[{}]:{port}", host.address6)).collect::<Vec<_>>().join(",")
     }
 
     /// A directory of this test's own.
@@ -280,10 +300,19 @@ impl Setup {
         texts.collect()
     }
 
-    /// Echoes on a port of every backend, TCP and UDP.
+    /// Echoes on a port of every backend's own addresses, TCP and UDP.
     pub fn serve_echo(&mut self, port: u16) -> Result<()> {
         for host in &self.backends {
-            self.echoes.push(Echo::start(host, port)?);
+            self.echoes.push(Echo::start(host, host.address, port)?);
+            self.echoes.push(Echo::start(host, host.address6, port)?);
+        }
+        Ok(())
+    }
+
+    /// The same on an address that every backend has.
+    pub fn serve_echo_at(&mut self, address: IpAddr, port: u16) -> Result<()> {
+        for host in &self.backends {
+            self.echoes.push(Echo::start(host, address, port)?);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -140,9 +140,9 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Starts it.
-    pub fn start(host: &Host, port: u16) -> Result<Self> {
-        let place = SocketAddrV4::new(host.address, port);
+    /// Starts it on an address that the host has.
+    pub fn start(host: &Host, address: impl Into<IpAddr>, port: u16) -> Result<Self> {
+        let place = SocketAddr::new(address.into(), port);
         let over = Arc::new(AtomicBool::new(false));
         let streams = Arc::new(Mutex::new(HashMap::new()));
         let (tell, told) = std::sync::mpsc::channel();
@@ -199,7 +199,7 @@ impl Drop for Echo {
 /// Echoes every TCP connection and UDP datagram on a host, until the process ends.
 pub fn echo(host: &Host, port: u16) -> Result<()> {
     // Its threads go on without it.
-    std::mem::forget(Echo::start(host, port)?);
+    std::mem::forget(Echo::start(host, host.address, port)?);
     Ok(())
 }
 

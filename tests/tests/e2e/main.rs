@@ -7,6 +7,7 @@ mod down;
 mod ending;
 mod errors;
 mod health;
+mod ipv6;
 mod life;
 mod network;
 mod output;

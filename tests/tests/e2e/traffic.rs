@@ -5,14 +5,9 @@ use std::{collections::BTreeSet, net::UdpSocket, time::Duration};
 use lb_tests::e2e::{
     MODES, Setup,
     clients::{Storm, Wrk, connect, ping, ping_udp},
-    eventually, servers, vip,
+    eventually, noise, servers, vip,
 };
 use lb_userspace::lab::Host;
-
-/// Bytes of which no two stretches look alike.
-fn noise(length: u32) -> Vec<u8> {
-    (0..length).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
-}
 
 #[test]
 fn requests_reach_all_backends_and_a_download_arrives_whole() {
