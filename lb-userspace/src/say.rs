@@ -51,3 +51,9 @@ pub fn progress(text: &str) {
 pub fn ready() {
     if manner().json { eprintln!("lb: ready") } else { println!("lb: ready") }
 }
+
+/// "1 backend", "3 backends".
+#[must_use]
+pub fn count(number: usize, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
+}

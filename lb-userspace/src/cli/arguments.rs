@@ -10,7 +10,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::state::{
     IdleTimeouts, Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, ServiceOptions, XdpMode,
-    words::{BackendList, parse_duration, parse_list, parse_ports},
+    words::{
+        BackendList, parse_client, parse_count, parse_duration, parse_flows, parse_list, parse_log_level, parse_ports,
+        parse_server, parse_weight,
+    },
 };
 
 /// A layer-4 load balancer in the Linux kernel
@@ -131,13 +134,13 @@ pub struct Attach {
     #[arg(long, value_name = "LO-HI", value_parser = parse_ports)]
     pub snat_ports: Option<(u16, u16)>,
     /// Size of the flow table; default: 262144
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_flows)]
     pub max_flows: Option<u32>,
     /// What ending this does to the data path: detach (default) or keep
     #[arg(long, value_name = "POLICY")]
     pub on_exit: Option<OnExit>,
-    /// Level of the data path's own log: 0 (off) to 5
-    #[arg(long, value_name = "LEVEL", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=5))]
+    /// Level of the data path's own log: 0 (off), 1 (error) to 5 (trace)
+    #[arg(long, value_name = "LEVEL", default_value = "0", value_parser = parse_log_level)]
     pub bpf_log: u8,
     /// Say what it would do, and do nothing
     #[arg(long)]
@@ -286,7 +289,7 @@ pub enum Backend {
     },
     /// Remove backends; their flows go on until they end
     Remove {
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = parse_server)]
         backends: Vec<SocketAddr>,
         /// Reset their flows now, even of the last usable one
         #[arg(long)]
@@ -296,28 +299,30 @@ pub enum Backend {
     },
     /// Change a backend's weight; 0 takes no new flows
     Weight {
+        #[arg(value_parser = parse_server)]
         backend: SocketAddr,
+        #[arg(value_parser = parse_weight)]
         weight: u16,
         #[command(flatten)]
         of: Of,
     },
     /// No new flows, old ones go on
     Drain {
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = parse_server)]
         backends: Vec<SocketAddr>,
         #[command(flatten)]
         of: Of,
     },
     /// Back in service
     Ready {
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = parse_server)]
         backends: Vec<SocketAddr>,
         #[command(flatten)]
         of: Of,
     },
     /// No new flows, no checks, live flows are reset
     Maint {
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = parse_server)]
         backends: Vec<SocketAddr>,
         #[command(flatten)]
         of: Of,
@@ -330,16 +335,16 @@ pub struct Filter {
     #[arg(short, long)]
     pub service: Option<String>,
     /// To this backend
-    #[arg(long)]
+    #[arg(long, value_parser = parse_server)]
     pub backend: Option<SocketAddr>,
     /// From this client address
-    #[arg(long)]
+    #[arg(long, value_parser = parse_client)]
     pub client: Option<IpAddr>,
     /// In this state: syn, syn-ack, established, fin-client, fin-backend, udp
     #[arg(long, value_parser = ["syn", "syn-ack", "established", "fin-client", "fin-backend", "udp"])]
     pub state: Option<String>,
     /// No more than this many
-    #[arg(long)]
+    #[arg(long, value_parser = parse_count)]
     pub limit: Option<usize>,
 }
 
@@ -418,7 +423,7 @@ mod tests {
             ("lb daemon", "--config"),
             ("lb check", "--file"),
             ("lb attach eth0 --backends 10.0.0.2:80,10.0.0.2:80", "named twice"),
-            ("lb attach eth0 --xdp fast", "'fast' is not a XDP mode"),
+            ("lb attach eth0 --xdp fast", "'fast' is not an XDP mode"),
             ("lb attach eth0 --snat-ports 9-5", "not a range of ports"),
             ("lb attach eth0 --max-flows many", "many"),
             ("lb attach eth0 --bpf-log 9", "9"),
@@ -429,7 +434,13 @@ mod tests {
             ("lb service add web", "'web'"),
             ("lb service set web --idle tcp=1h", "'tcp' is not a state"),
             ("lb service set web --health ftp", "'ftp' is not a health check"),
-            ("lb conn list --client me", "me"),
+            ("lb attach eth0 --bpf-log loud", "'loud' is not a level"),
+            ("lb backend drain 10.0.0.2:x", "'x' is not a port"),
+            ("lb backend remove web1", "'web1' is not an address"),
+            ("lb backend add 10.0.0.2:0", "0 is no server's port"),
+            ("lb backend weight 10.0.0.2:80 heavy", "'heavy' is not a weight"),
+            ("lb conn list --limit few", "'few' is not a number"),
+            ("lb conn list --client me", "'me' is not an IP address"),
             ("lb frobnicate", "frobnicate"),
             ("lb status -q -v", "--quiet"),
         ];

@@ -13,7 +13,7 @@ use crate::{
     Error, Result,
     api::{Changed, ConnFilter, Drop, Request, Status, client::Client},
     error::Kind,
-    say,
+    say::{self, count},
     state::{Admin, BackendSpec, Change, Health, ServiceOptions, ServiceSpec, Source as Stated},
 };
 
@@ -37,10 +37,10 @@ pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
         Command::Drops => print::drops(&client.ask::<Vec<Drop>>(&Request::Drops).await?, out),
         Command::Source(Source::List) => print::sources(&client.ask::<Status>(&Request::Status).await?.sources, out),
         Command::Source(Source::Release { name }) => {
-            let gone: u64 = client.ask(&Request::ReleaseSource { name: name.clone() }).await?;
+            let gone: usize = client.ask(&Request::ReleaseSource { name: name.clone() }).await?;
             match out {
                 Output::Json => println!("{gone}"),
-                Output::Table => println!("{name}: {gone} held backends let go; their flows go on until they end"),
+                Output::Table => println!("{name}: {} let go; known flows go on until they end", count(gone, "held backend")),
             }
         }
         Command::Service(service) => return ask_service(&client, *service, out).await,

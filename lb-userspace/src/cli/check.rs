@@ -8,6 +8,7 @@ use super::arguments::{Arguments, Output};
 use crate::{
     Result,
     config::Config,
+    say::count,
     state::{Desired, Facts},
 };
 
@@ -30,8 +31,9 @@ pub fn check(arguments: &Arguments, file: &Path) -> Result<()> {
             println!("{}", json!({ "file": file, "ok": checked.is_ok(), "problems": problems, "counts": counts }));
         }
         Output::Table if checked.is_ok() => {
-            let from = if sources > 0 { format!(", {sources} sources of more") } else { String::new() };
-            println!("{}: right: {services} services, {backends} backends{from}", file.display());
+            let more = if sources > 0 { format!(", {} of more", count(sources, "source")) } else { String::new() };
+            let (services, backends) = (count(services, "service"), count(backends, "backend"));
+            println!("{}: right: {services}, {backends}{more}", file.display());
         }
         Output::Table => {}
     }

@@ -55,7 +55,7 @@ fn at_the_top() -> Vec<(String, &'static str, &'static [&'static str])> {
         ("interfaces = [\"eth0\", \"eth0\"]".into(), "1:23: interfaces:", &["eth0 is named twice"]),
         ("interfaces = [\"an interface\"]".into(), "1:15: interfaces:", &["'an interface' cannot be the name"]),
         ("interfaces = [\"abcdefghijklmnop\"]".into(), "1:15: interfaces:", &["cannot be the name of an interface"]),
-        ("xdp = \"natve\"".into(), "1:7: xdp:", &["'natve' is not a XDP mode", "did you mean 'native'?"]),
+        ("xdp = \"natve\"".into(), "1:7: xdp:", &["'natve' is not an XDP mode", "did you mean 'native'?"]),
         ("xdp = true".into(), "1:7: xdp:", &["this is true, not text in quotes"]),
         ("announce = \"true\"".into(), "1:12: announce:", &["'true' in quotes is the name of a device"]),
         ("announce = 1".into(), "1:12: announce:", &["not text"]),

@@ -7,6 +7,7 @@ use crate::{
     Result,
     api::Changed,
     config::Config,
+    say::count,
     state::{Source, XdpMode},
 };
 
@@ -114,8 +115,8 @@ impl Daemon {
             all += service.backends.len();
             usable += tables.usable.get(&service.name).map_or(0, std::collections::BTreeSet::len);
         }
-        let services = self.desired.services.len();
+        let services = count(self.desired.services.len(), "service");
         let trouble = if self.reload_trouble.is_some() { "; the config file has errors, see lb status" } else { "" };
-        format!("{services} services, {usable} of {all} backends take new connections{trouble}")
+        format!("{services}, {usable} of {all} backends take new connections{trouble}")
     }
 }

@@ -29,8 +29,8 @@ use crate::{
     reconcile::{self, BackendKey, Lingering, Observed, VerdictSeen},
     say,
     state::{
-        Admin, BackendSpec, Change, Desired, Facts, OnDown, Outcome, ServiceOptions, ServiceSpec, SettingsOptions,
-        Source, Statement, file::StateFile, words::parse_vip,
+        Admin, BackendSpec, Change, Desired, Facts, OnDown, Outcome, Protocol, ServiceOptions, ServiceSpec, SettingsOptions,
+        Source, Statement, Vip, file::StateFile, words::parse_vip,
     },
 };
 
@@ -333,7 +333,13 @@ fn service(options: &AttachOptions, interfaces: &[Interface]) -> Result<Option<S
     }
     let own = interfaces.first().and_then(|interface| interface.addresses.iter().find(|a| a.is_ipv4()).copied());
     let vips: Vec<_> = match options.vips.as_slice() {
-        [] => vec![parse_vip(&common_port(&options.backends, sources)?.to_string(), own)?],
+        [] => {
+            let port = common_port(&options.backends, sources)?;
+            let Some(own) = own else {
+                return Err(no_address(interfaces, port));
+            };
+            vec![Vip { address: own, port, protocol: Protocol::Tcp }]
+        }
         typed => typed.iter().map(|text| parse_vip(text, own)).collect::<Result<_>>()?,
     };
     let mut service = ServiceSpec::new(vips[0], Source::Flags);
@@ -351,6 +357,13 @@ fn service(options: &AttachOptions, interfaces: &[Interface]) -> Result<Option<S
         .collect();
     service.backends.sort_by_key(|backend| backend.address);
     Ok(Some(service))
+}
+
+/// There is no VIP without an address.
+fn no_address(interfaces: &[Interface], port: u16) -> Error {
+    let name = interfaces.first().map_or("", |interface| &interface.name);
+    Error::usage(format!("attach {name}: it has no IPv4 address that could be the VIP"))
+        .hint(format!("name one: --vip ADDR:{port}, with --announce if no interface of this host has it yet"))
 }
 
 /// The port that all backends share.

@@ -7,6 +7,7 @@
 pub mod change;
 pub mod check;
 pub mod desired;
+mod draft;
 pub mod file;
 pub(crate) mod guards;
 pub mod idle;

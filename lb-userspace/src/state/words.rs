@@ -40,7 +40,7 @@ macro_rules! words {
             fn from_str(text: &str) -> Result<Self> {
                 match text {
                     $($word $(| $alias)* => Ok(Self::$variant),)*
-                    _ => Err(Error::usage(format!(concat!("'{}' is not a ", $what), text))
+                    _ => Err(Error::usage(format!(concat!("'{}' is not ", $what), text))
                         .hint(concat!("one of:" $(, " ", $word)*))),
                 }
             }
@@ -63,7 +63,7 @@ macro_rules! words {
 
 words! {
     /// How packets reach the backend.
-    Mode, "mode" {
+    Mode, "a mode" {
         /// Full NAT.
         Nat = "nat",
         /// Destination NAT.
@@ -79,7 +79,7 @@ words! {
 
 words! {
     /// How a new connection picks a backend.
-    Scheduler, "scheduler" {
+    Scheduler, "a scheduler" {
         /// Maglev hashing over the 5-tuple.
         Maglev = "maglev",
         /// Weighted round robin.
@@ -95,7 +95,7 @@ words! {
 
 words! {
     /// What the operator wants of a backend.
-    Admin, "admin state" {
+    Admin, "a an admin state" {
         /// In service.
         Ready = "ready",
         /// No new flows, old ones go on.
@@ -107,7 +107,7 @@ words! {
 
 words! {
     /// What checks say of a backend.
-    Health, "health" {
+    Health, "a health" {
         /// Answers.
         Up = "up",
         /// Does not.
@@ -119,7 +119,7 @@ words! {
 
 words! {
     /// What happens to existing TCP flows of a backend that is down.
-    OnDown, "on-down policy" {
+    OnDown, "a an on-down policy" {
         /// Reset those that the backend no longer answers.
         Auto = "auto",
         /// Reset all.
@@ -131,7 +131,7 @@ words! {
 
 words! {
     /// What happens to a new flow when no backend is usable.
-    OnEmpty, "on-empty policy" {
+    OnEmpty, "a an on-empty policy" {
         /// RST, or port unreachable.
         Reject = "reject",
         /// Silence.
@@ -142,7 +142,7 @@ words! {
 words! {
     /// Which way a health check's probe goes.
     #[derive(Default)]
-    Via, "way of a health check" {
+    Via, "a way of a health check" {
         /// To the backend's own address.
         #[default]
         Backend = "backend",
@@ -153,7 +153,7 @@ words! {
 
 words! {
     /// What an `attach` does when it ends.
-    OnExit, "on-exit policy" {
+    OnExit, "a an on-exit policy" {
         /// Stop forwarding, remove every trace.
         Detach = "detach",
         /// Leave the data path running.
@@ -163,7 +163,7 @@ words! {
 
 words! {
     /// How the program is attached.
-    XdpMode, "XDP mode" {
+    XdpMode, "a an XDP mode" {
         /// Native where the driver has it, else generic.
         Auto = "auto",
         /// In the driver.
@@ -175,7 +175,7 @@ words! {
 
 words! {
     /// Transport protocol.
-    Protocol, "protocol" {
+    Protocol, "a protocol" {
         /// TCP.
         Tcp = "tcp",
         /// UDP.
@@ -305,18 +305,66 @@ pub fn parse_backend(text: &str) -> Result<(SocketAddr, u16)> {
     let (place, weight) = match text.split_once('=') {
         Some((place, weight)) => (
             place,
-            weight.parse().map_err(|_| {
-                Error::usage(format!("backend '{text}': '{weight}' is not a weight")).hint("a number from 0 to 65535")
-            })?,
+            parse_weight(weight).map_err(|error| Error { message: format!("backend '{text}': {}", error.message), ..error })?,
         ),
         None => (text, 1),
     };
-    let alone = || place.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(place).parse::<IpAddr>();
-    let address = place
-        .parse()
-        .or_else(|_| alone().map(|ip| SocketAddr::new(ip, 0)))
-        .map_err(|_| Error::usage(format!("backend '{text}': {}", why_not_a_place(place))).hint(HINT))?;
+    let address =
+        parse_place(place).map_err(|why| Error::usage(format!("backend '{text}': {why}")).hint(HINT))?;
     Ok((address, weight))
+}
+
+/// Parses the address of a backend that is there: `ADDR:PORT`, or without a port as above.
+pub fn parse_server(text: &str) -> Result<SocketAddr> {
+    parse_place(text)
+        .map_err(|why| Error::usage(format!("backend '{text}': {why}")).hint("ADDR:PORT, as `lb backend list` shows it"))
+}
+
+/// An address with a port, or without one, which is then 0; or why it is neither.
+fn parse_place(place: &str) -> std::result::Result<SocketAddr, String> {
+    match place.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => return Err("0 is no server's port".to_owned()),
+        Ok(address) => return Ok(address),
+        Err(_) => {}
+    }
+    let alone = place.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(place);
+    alone.parse().map(|ip| SocketAddr::new(ip, 0)).map_err(|_| why_not_a_place(place))
+}
+
+/// Parses a weight.
+pub fn parse_weight(text: &str) -> Result<u16> {
+    text.parse().map_err(|_| Error::usage(format!("'{text}' is not a weight")).hint("a number from 0 to 65535"))
+}
+
+/// Parses the address of a client.
+pub fn parse_client(text: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| {
+        Error::usage(format!("'{text}' is not an IP address")).hint("without a port, as in 192.0.2.1 or 2001:db8::1")
+    })
+}
+
+/// Parses a number of things.
+pub fn parse_count(text: &str) -> Result<usize> {
+    text.parse().map_err(|_| Error::usage(format!("'{text}' is not a number")).hint("a whole number, as in 100"))
+}
+
+/// Parses a number of flows, also with a unit of 1024.
+pub fn parse_flows(text: &str) -> Result<u32> {
+    let size = parse_size(text)?;
+    u32::try_from(size).map_err(|_| Error::usage(format!("'{text}' are too many flows")).hint("64 to 4194303"))
+}
+
+/// Levels of the data path's own log, by number.
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Parses a level of the data path's own log: its word, or its number.
+pub fn parse_log_level(text: &str) -> Result<u8> {
+    let number = text.parse().ok().filter(|&number: &usize| number < LOG_LEVELS.len());
+    let level = number.or_else(|| LOG_LEVELS.iter().position(|&word| word == text));
+    level.and_then(|level| u8::try_from(level).ok()).ok_or_else(|| {
+        Error::usage(format!("'{text}' is not a level of the log"))
+            .hint("0 (off), 1 (error), 2 (warn), 3 (info), 4 (debug) or 5 (trace)")
+    })
 }
 
 /// Parses a list of backends, separated by commas; none may be there twice.

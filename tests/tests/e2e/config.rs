@@ -49,7 +49,7 @@ fn check_tells_all_errors_at_once_and_changes_nothing() {
     let file = write(&setup, &[0], "");
     let right = setup.lb(&format!("check -f {}", file.display())).unwrap();
     assert_eq!(right.status.code(), Some(0));
-    assert!(String::from_utf8_lossy(&right.stdout).contains("right: 1 services, 1 backends"), "{right:?}");
+    assert!(String::from_utf8_lossy(&right.stdout).contains("right: 1 service, 1 backend"), "{right:?}");
 
     fs::write(&file, format!("{WEB}backends = [\"10.66.0.11\"]\nschedular = \"rr\"\n[service.health]\nrise = 0\n"))
         .unwrap();
@@ -225,9 +225,9 @@ fn a_supervisor_is_told_how_things_stand() {
     let daemon = format!("daemon --config {}", file.display());
     let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "400000")];
     let lb = setup.start_in("", &daemon, &environment).unwrap();
-    assert!(next("READY=1").contains("STATUS=1 services, "));
+    assert!(next("READY=1").contains("STATUS=1 service, "));
     next("WATCHDOG=1");
-    next("STATUS=1 services, 1 of 1 backends take new connections");
+    next("STATUS=1 service, 1 of 1 backends take new connections");
     reload(&lb);
     let reloading = next("RELOADING=1");
     let micros: u64 = reloading.split_once("MONOTONIC_USEC=").unwrap().1.parse().unwrap();
