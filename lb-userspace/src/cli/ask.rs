@@ -40,7 +40,9 @@ pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
             let gone: usize = client.ask(&Request::ReleaseSource { name: name.clone() }).await?;
             match out {
                 Output::Json => println!("{gone}"),
-                Output::Table => println!("{name}: {} let go; known flows go on until they end", count(gone, "held backend")),
+                Output::Table => {
+                    println!("{name}: {} let go; known flows go on until they end", count(gone, "held backend"))
+                }
             }
         }
         Command::Service(service) => return ask_service(&client, *service, out).await,

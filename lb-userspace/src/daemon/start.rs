@@ -29,8 +29,8 @@ use crate::{
     reconcile::{self, BackendKey, Lingering, Observed, VerdictSeen},
     say,
     state::{
-        Admin, BackendSpec, Change, Desired, Facts, OnDown, Outcome, Protocol, ServiceOptions, ServiceSpec, SettingsOptions,
-        Source, Statement, Vip, file::StateFile, words::parse_vip,
+        Admin, BackendSpec, Change, Desired, Facts, OnDown, Outcome, Protocol, ServiceOptions, ServiceSpec,
+        SettingsOptions, Source, Statement, Vip, file::StateFile, words::parse_vip,
     },
 };
 

@@ -10,7 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admin, Desired, ServiceOptions, ServiceSpec, SettingsOptions, Source, Vip, draft::Draft, statements::ServiceStatement,
+    Admin, Desired, ServiceOptions, ServiceSpec, SettingsOptions, Source, Vip, draft::Draft,
+    statements::ServiceStatement,
 };
 use crate::{
     Error, Result,

@@ -56,7 +56,12 @@ impl<'a> Draft<'a> {
         self.statements.restate(Source::Flags, Statement { settings: settings.clone().or(&adopted), services });
     }
 
-    pub(super) fn restate(&mut self, source: &Source, settings: &SettingsOptions, services: &[ServiceSpec]) -> Result<()> {
+    pub(super) fn restate(
+        &mut self,
+        source: &Source,
+        settings: &SettingsOptions,
+        services: &[ServiceSpec],
+    ) -> Result<()> {
         let mut stated: BTreeMap<String, ServiceStatement> = BTreeMap::new();
         for service in services {
             if stated.insert(service.name.clone(), service.clone().into()).is_some() {

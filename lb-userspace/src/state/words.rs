@@ -95,7 +95,7 @@ words! {
 
 words! {
     /// What the operator wants of a backend.
-    Admin, "a an admin state" {
+    Admin, "an admin state" {
         /// In service.
         Ready = "ready",
         /// No new flows, old ones go on.
@@ -119,7 +119,7 @@ words! {
 
 words! {
     /// What happens to existing TCP flows of a backend that is down.
-    OnDown, "a an on-down policy" {
+    OnDown, "an on-down policy" {
         /// Reset those that the backend no longer answers.
         Auto = "auto",
         /// Reset all.
@@ -131,7 +131,7 @@ words! {
 
 words! {
     /// What happens to a new flow when no backend is usable.
-    OnEmpty, "a an on-empty policy" {
+    OnEmpty, "an on-empty policy" {
         /// RST, or port unreachable.
         Reject = "reject",
         /// Silence.
@@ -153,7 +153,7 @@ words! {
 
 words! {
     /// What an `attach` does when it ends.
-    OnExit, "a an on-exit policy" {
+    OnExit, "an on-exit policy" {
         /// Stop forwarding, remove every trace.
         Detach = "detach",
         /// Leave the data path running.
@@ -163,7 +163,7 @@ words! {
 
 words! {
     /// How the program is attached.
-    XdpMode, "a an XDP mode" {
+    XdpMode, "an XDP mode" {
         /// Native where the driver has it, else generic.
         Auto = "auto",
         /// In the driver.
@@ -305,19 +305,20 @@ pub fn parse_backend(text: &str) -> Result<(SocketAddr, u16)> {
     let (place, weight) = match text.split_once('=') {
         Some((place, weight)) => (
             place,
-            parse_weight(weight).map_err(|error| Error { message: format!("backend '{text}': {}", error.message), ..error })?,
+            parse_weight(weight)
+                .map_err(|error| Error { message: format!("backend '{text}': {}", error.message), ..error })?,
         ),
         None => (text, 1),
     };
-    let address =
-        parse_place(place).map_err(|why| Error::usage(format!("backend '{text}': {why}")).hint(HINT))?;
+    let address = parse_place(place).map_err(|why| Error::usage(format!("backend '{text}': {why}")).hint(HINT))?;
     Ok((address, weight))
 }
 
 /// Parses the address of a backend that is there: `ADDR:PORT`, or without a port as above.
 pub fn parse_server(text: &str) -> Result<SocketAddr> {
-    parse_place(text)
-        .map_err(|why| Error::usage(format!("backend '{text}': {why}")).hint("ADDR:PORT, as `lb backend list` shows it"))
+    parse_place(text).map_err(|why| {
+        Error::usage(format!("backend '{text}': {why}")).hint("ADDR:PORT, as `lb backend list` shows it")
+    })
 }
 
 /// An address with a port, or without one, which is then 0; or why it is neither.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     error::Kind,
-    state::{Mode, Protocol},
+    state::{BackendSpec, Mode, Protocol},
 };
 
 fn address(text: &str) -> SocketAddr {
@@ -84,10 +84,7 @@ fn every_refusal_says_what_and_how_to_mend_it() {
     ];
     for (change, kind, words) in cases {
         let error = refused(&change);
-        assert!(
-            error.kind == kind && error.message.contains(words) && error.hint.is_some(),
-            "{change:?}: {error:?}"
-        );
+        assert!(error.kind == kind && error.message.contains(words) && error.hint.is_some(), "{change:?}: {error:?}");
     }
 }
 
@@ -274,11 +271,8 @@ fn settings_of_the_flags_count_before_the_files() {
         ..SettingsOptions::default()
     };
     let flags = Change::Attach { settings: Box::new(settings(&["eth0"], None)), service: None };
-    let file = Change::Restate {
-        source: Source::File,
-        settings: Box::new(settings(&["eth1"], Some(4096))),
-        services: vec![],
-    };
+    let file =
+        Change::Restate { source: Source::File, settings: Box::new(settings(&["eth1"], Some(4096))), services: vec![] };
     for order in [[&flags, &file], [&file, &flags]] {
         let state = order.into_iter().fold(Desired::default(), |state, next| change(&state, next));
         assert_eq!((state.settings.interfaces[0].as_str(), state.settings.max_flows), ("eth0", 4096));
