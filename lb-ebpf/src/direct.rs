@@ -4,7 +4,13 @@
 //! backend.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::{Be16, Be32, flow::Flow, maps::mode, outer, reason::Reason};
+use lb_common::{
+    Be16, Be32,
+    flow::{Flow, Tuple},
+    maps::mode,
+    outer,
+    reason::Reason,
+};
 
 use crate::{
     forward, helpers,
@@ -54,7 +60,13 @@ impl Parcel {
 /// Entropy of a packet's flow.
 #[inline(always)]
 pub fn entropy<F: Path>(packet: &Packet<F>) -> u32 {
-    outer::entropy(packet.tuple.hash(maps::seeded()))
+    entropy_of(&packet.tuple)
+}
+
+/// Entropy of the flow whose client's packets carry this tuple.
+#[inline(always)]
+pub fn entropy_of<F: Path>(client: &Tuple<F>) -> u32 {
+    outer::entropy(client.hash(maps::seeded()))
 }
 
 /// Forwards a packet whose flow has no record, and gets none: to the backend that the service's table says.
@@ -68,6 +80,9 @@ pub fn forward_stateless<F: Path>(ctx: &XdpContext, packet: &Packet<F>, id: u32,
 /// Forwards a packet of a known flow; `id` and `of_mode` are its record's.
 #[inline(always)]
 pub fn forward<F: Path>(ctx: &XdpContext, packet: &Packet<F>, flow: &mut Flow<F>, id: u32, of_mode: u8) -> Reason {
+    // Errors about the flow's packets go to where the latest came from.
+    let Some(head) = Frame::of(ctx).at(0, ETHERNET) else { return Reason::Truncated };
+    forward::remember_client(flow, head.macs(), packet.ingress);
     let reason = carry(ctx, packet, flow.tail.entropy, id, of_mode);
     account(reason, Some(flow), id, packet.length);
     reason

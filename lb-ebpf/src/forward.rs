@@ -103,7 +103,7 @@ fn apply<F: Path>(
 
 /// Replies leave to where the client's latest packet came from.
 #[inline(always)]
-fn remember_client<F: Path>(flow: &mut Flow<F>, macs: Macs, ingress: u32) {
+pub fn remember_client<F: Path>(flow: &mut Flow<F>, macs: Macs, ingress: u32) {
     if Macs::of(&flow.tail.ethernet) != macs {
         macs.put(&mut flow.tail.ethernet);
     }

@@ -127,9 +127,10 @@ fn sum_quote(ctx: &XdpContext, from: usize, length: u32) -> Option<u64> {
     let mut sum = 0u64;
     let mut offset = 0;
     while offset < MOST_QUOTED {
-        if offset < length {
-            sum += frame.at(from + offset as usize, 4)?.load::<u32>(0) as u64;
+        if offset >= length {
+            break;
         }
+        sum += frame.at(from + offset as usize, 4)?.load::<u32>(0) as u64;
         offset += 4;
     }
     Some(sum)

@@ -58,7 +58,7 @@ impl Path for V4 {
     fn ip(ctx: &XdpContext, frame: Frame, head: Place) -> Result<Ip, Reason> {
         let version_ihl = head.load::<u8>(ETHERNET + ipv4::VERSION_IHL);
         let header = (version_ihl as usize & 15) * 4;
-        let length = Be16(head.load::<u16>(ETHERNET + ipv4::TOTAL_LENGTH)).get() as usize;
+        let length = Self::length(head) as usize;
         if !frame.reaches(ETHERNET + length) && ETHERNET as u32 + length as u32 > helpers::frame_length(ctx) {
             return Err(Reason::Truncated);
         }
@@ -74,6 +74,11 @@ impl Path for V4 {
     #[inline(always)]
     fn protocol(head: Place) -> u8 {
         head.load(ETHERNET + ipv4::PROTOCOL)
+    }
+
+    #[inline(always)]
+    fn length(head: Place) -> u32 {
+        Be16(head.load::<u16>(ETHERNET + ipv4::TOTAL_LENGTH)).get() as u32
     }
 
     #[inline(always)]

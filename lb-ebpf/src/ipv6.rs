@@ -71,7 +71,7 @@ impl Path for V6 {
 
     #[inline(always)]
     fn ip(ctx: &XdpContext, frame: Frame, head: Place) -> Result<Ip, Reason> {
-        let length = Be16(head.load::<u16>(ETHERNET + ipv6::PAYLOAD_LENGTH)).get() as usize + IPV6;
+        let length = Self::length(head) as usize;
         if !frame.reaches(ETHERNET + length) && ETHERNET as u32 + length as u32 > helpers::frame_length(ctx) {
             return Err(Reason::Truncated);
         }
@@ -99,6 +99,11 @@ impl Path for V6 {
     #[inline(always)]
     fn protocol(head: Place) -> u8 {
         head.load(ETHERNET + ipv6::NEXT_HEADER)
+    }
+
+    #[inline(always)]
+    fn length(head: Place) -> u32 {
+        Be16(head.load::<u16>(ETHERNET + ipv6::PAYLOAD_LENGTH)).get() as u32 + IPV6 as u32
     }
 
     #[inline(always)]

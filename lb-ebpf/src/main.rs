@@ -53,6 +53,7 @@ mod records;
 mod select;
 mod service;
 mod table;
+mod tunnel;
 mod words;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};

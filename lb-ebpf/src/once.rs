@@ -13,7 +13,7 @@ use lb_common::{
 
 use crate::{
     answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, pipeline::Known, ports, records,
-    service, table,
+    service, table, tunnel,
 };
 
 /// A family's copies.
@@ -38,6 +38,10 @@ pub trait Once: Family {
     fn error(ctx: &XdpContext, problem: Problem, transport: usize, service: u32, rest: u32) -> Reason;
     /// [`icmp::receive`].
     fn receive(ctx: &XdpContext, at: usize) -> Reason;
+    /// [`tunnel::about`].
+    fn about(ctx: &XdpContext, at: usize) -> Reason;
+    /// [`tunnel::told`].
+    fn told(ctx: &XdpContext, inner: usize, mtu: u32) -> Reason;
     /// [`direct::deliver`].
     fn deliver(ctx: &XdpContext, parcel: &Parcel, id: u32, of_mode: u8) -> u32;
 }
@@ -59,7 +63,7 @@ fn unpack(number: u32) -> Option<Reason> {
 
 macro_rules! once {
     ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $claim:ident $release:ident $reset:ident
-     $error:ident $receive:ident $deliver:ident) => {
+     $error:ident $receive:ident $about:ident $told:ident $deliver:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $find(tuple: *const Tuple<$family>, except: u32) -> u64 {
@@ -134,6 +138,18 @@ macro_rules! once {
 
         #[inline(never)]
         #[unsafe(no_mangle)]
+        extern "C" fn $about(ctx: *mut xdp_md, at: u32) -> u32 {
+            tunnel::about::<$family>(&XdpContext::new(ctx), at as usize & 0x7fff) as u32
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $told(ctx: *mut xdp_md, inner: u32, mtu: u32) -> u32 {
+            tunnel::told::<$family>(&XdpContext::new(ctx), inner as usize & 0x7fff, mtu) as u32
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
         extern "C" fn $deliver(ctx: *mut xdp_md, parcel: *const Parcel, id: u32, of_mode: u32) -> u32 {
             // SAFETY: as above.
             let Some(parcel) = (unsafe { parcel.as_ref() }) else { return Reason::HelperFailed as u32 };
@@ -197,6 +213,16 @@ macro_rules! once {
             }
 
             #[inline(always)]
+            fn about(ctx: &XdpContext, at: usize) -> Reason {
+                Reason::from_number($about(ctx.as_ptr().cast(), at as u32))
+            }
+
+            #[inline(always)]
+            fn told(ctx: &XdpContext, inner: usize, mtu: u32) -> Reason {
+                Reason::from_number($told(ctx.as_ptr().cast(), inner as u32, mtu))
+            }
+
+            #[inline(always)]
             fn deliver(ctx: &XdpContext, parcel: &Parcel, id: u32, of_mode: u8) -> u32 {
                 $deliver(ctx.as_ptr().cast(), parcel, id, u32::from(of_mode))
             }
@@ -204,5 +230,5 @@ macro_rules! once {
     };
 }
 
-once!(V4: find4 insert4 known4 begin4 allocate4 claim4 release4 reset4 error4 receive4 deliver4);
-once!(V6: find6 insert6 known6 begin6 allocate6 claim6 release6 reset6 error6 receive6 deliver6);
+once!(V4: find4 insert4 known4 begin4 allocate4 claim4 release4 reset4 error4 receive4 about4 told4 deliver4);
+once!(V6: find6 insert6 known6 begin6 allocate6 claim6 release6 reset6 error6 receive6 about6 told6 deliver6);

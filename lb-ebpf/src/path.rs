@@ -84,6 +84,8 @@ pub trait Path: Once {
     fn ip(ctx: &XdpContext, frame: Frame, head: Place) -> Result<Ip, Reason>;
     /// IP protocol number that the header itself says.
     fn protocol(head: Place) -> u8;
+    /// Layer-3 bytes that the header claims.
+    fn length(head: Place) -> u32;
     /// TTL or hop limit.
     fn ttl(head: Place) -> u8;
     /// Whether the packet may be fragmented on its way.

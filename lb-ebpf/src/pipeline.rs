@@ -40,7 +40,13 @@ pub enum Known {
 fn steps<F: Path>(ctx: &XdpContext) -> Reason {
     match F::known(ctx) {
         Known::Done(reason) => return reason,
-        Known::Icmp(at) => return F::receive(ctx, at),
+        // Its steps share no stack either.
+        Known::Icmp(at) => {
+            return match F::receive(ctx, at) {
+                Reason::IcmpPassed => F::about(ctx, at),
+                reason => reason,
+            };
+        }
         Known::Not => {}
     }
     let Some(packet) = F::MAPS.parked.get_ptr(0) else { return Reason::HelperFailed };

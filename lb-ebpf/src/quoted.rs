@@ -1,5 +1,5 @@
-//! ICMP errors that quote a packet of a flow (rules 20 and 21): they go to whoever sent that packet, translated inside
-//! and outside where the packet was.
+//! ICMP errors that quote a packet of a flow (rules 20 and 21): they go to whoever sent that packet. Translated inside
+//! and outside where the packet was; whole, by the flow's own way, where the backend answers its client directly.
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
@@ -10,11 +10,12 @@ use lb_common::{
 };
 
 use crate::{
-    direct::is_direct,
+    direct::{self, Parcel, is_direct},
     forward::{self, Way, way},
-    helpers,
+    helpers, maps,
     packet::{ETHERNET, Frame, PROTOCOL_TCP, PROTOCOL_UDP, Place, tcp, udp},
     path::Path,
+    select, service,
     table::Found,
 };
 
@@ -51,9 +52,15 @@ pub fn forward<F: Path>(ctx: &XdpContext, at: usize) -> Reason {
         return Reason::IcmpPassed;
     }
     // Its flow is found by what the other side sends.
-    let Some(Found { flow, from_backend, .. }) = Found::<F>::new(&sent.reversed()) else { return Reason::IcmpPassed };
+    let theirs = sent.reversed();
+    let Some(Found { flow, from_backend, .. }) = Found::<F>::new(&theirs) else {
+        return match by_table(&theirs) {
+            Some((id, of_mode)) => relay::<F>(ctx, at, direct::entropy_of(&theirs), id, of_mode),
+            None => Reason::IcmpPassed,
+        };
+    };
     if is_direct(flow.head.mode) {
-        return Reason::IcmpPassed;
+        return relay::<F>(ctx, at, flow.tail.entropy, flow.head.backend, flow.head.mode);
     }
     let ingress = ctx.ingress_ifindex() as u32;
     let Some(Way { macs, egress, mtu }) = way(flow, ingress, from_backend) else { return Reason::NextHopUnknown };
@@ -69,6 +76,37 @@ pub fn forward<F: Path>(ctx: &XdpContext, at: usize) -> Reason {
         return Reason::Truncated;
     }
     forward::leave(ingress, egress, Reason::IcmpForwarded, Reason::IcmpRedirected)
+}
+
+/// The backend and the mode of packets that no flow explains, where the table does (rule 12): the error may have come to
+/// another balancer than the flow.
+#[inline(always)]
+fn by_table<F: Path>(client: &Tuple<F>) -> Option<(u32, u8)> {
+    let service = maps::services.get(service::lookup(client)?)?;
+    if !is_direct(service.mode) {
+        return None;
+    }
+    Some((select::by_table(service, F::fold(client.source), service::ports(client))?, service.mode))
+}
+
+/// Sends the error to a backend of direct return, as its flow's packets go there.
+#[inline(always)]
+fn relay<F: Path>(ctx: &XdpContext, at: usize, entropy: u32, id: u32, of_mode: u8) -> Reason {
+    let Some(head) = Frame::of(ctx).at(0, ETHERNET + F::HEADER) else { return Reason::Truncated };
+    let parcel = Parcel {
+        transport: at as u32,
+        protocol: u32::from(F::ICMP),
+        length: F::length(head),
+        ingress: ctx.ingress_ifindex() as u32,
+        entropy,
+    };
+    match Reason::from_number(F::deliver(ctx, &parcel, id, of_mode) & 0xff) {
+        Reason::ForwardedTx => Reason::IcmpForwarded,
+        Reason::ForwardedRedirect => Reason::IcmpRedirected,
+        // No error about an error (RFC 1122, section 3.2.2).
+        Reason::TooBig => Reason::TooBigDropped,
+        reason => reason,
+    }
 }
 
 /// Gives the error and its quote the addresses that its receiver knows.

@@ -47,7 +47,7 @@ pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Option<Reason> {
         return Some(stray(ctx, packet));
     }
     let tuple = &packet.tuple;
-    let ports = u64::from(tuple.source_port.get()) | u64::from(tuple.protocol) << 16;
+    let ports = ports(tuple);
     let word = F::fold(tuple.source);
     let chosen = if belongs_elsewhere {
         // Rule 12: another balancer may have had the flow, or this one lost it. Whoever has the table knows.
@@ -76,6 +76,12 @@ pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Option<Reason> {
         }
         made => made,
     }
+}
+
+/// What tells a client's flows apart besides its address, as the schedulers hash it.
+#[inline(always)]
+pub fn ports<F: Path>(client: &Tuple<F>) -> u64 {
+    u64::from(client.source_port.get()) | u64::from(client.protocol) << 16
 }
 
 /// A client's address as affinity keeps it.
