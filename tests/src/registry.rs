@@ -19,6 +19,13 @@ use crate::e2e::{eventually, servers::Server};
 /// Where the registries' own words go.
 pub const SILENCE: &str = "/dev/null";
 
+/// Where `cargo xtask setup` puts programs and packages.
+pub fn tools() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let found = program.ancestors().map(|directory| directory.join("tools")).find(|path| path.is_dir());
+    found.context("target/tools is missing: cargo xtask setup")
+}
+
 /// What a test does to a Consul, real or not.
 pub trait ConsulLike {
     /// `PUT /v1/agent/service/register` with this body.
@@ -27,6 +34,8 @@ pub trait ConsulLike {
     fn deregister(&self, id: &str) -> Result<()>;
     /// Maintenance of an instance, on or off.
     fn maintenance(&self, id: &str, on: bool) -> Result<()>;
+    /// Registers and deregisters many at once.
+    fn many(&self, register: &[Value], deregister: &[String]) -> Result<()>;
     /// Killed, and started again with nothing.
     fn wipe(&mut self) -> Result<()>;
     /// Killed.
@@ -53,10 +62,14 @@ impl Consul {
     /// Where the binary is: put there by `cargo xtask setup`, or installed. Says so loudly when there is none.
     #[must_use]
     pub fn binary() -> Option<PathBuf> {
-        let target = std::env::current_exe().ok()?.ancestors().nth(3)?.to_owned();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let installed = std::env::split_paths(&path).map(|directory| directory.join("consul"));
-        let found = std::iter::once(target.join("tools/consul/usr/bin/consul")).chain(installed).find(|p| p.is_file());
+        let found = tools()
+            .ok()
+            .map(|tools| tools.join("consul/usr/bin/consul"))
+            .into_iter()
+            .chain(installed)
+            .find(|p| p.is_file());
         if found.is_none() {
             eprintln!("\n*** NO REAL CONSUL: a stand-in made from recorded answers is tested instead ***\n");
         }
@@ -132,6 +145,20 @@ impl ConsulLike for Consul {
         self.curl("PUT", &format!("/v1/agent/service/maintenance/{id}?enable={on}"), None).map(drop)
     }
 
+    fn many(&self, register: &[Value], deregister: &[String]) -> Result<()> {
+        let url = |path: &str| format!("url = \"http://{}:8500/v1/agent/service/{path}\"\n", self.address);
+        let quoted = |body: &Value| json!(body.to_string()).to_string();
+        let put = "request = PUT\nsilent\nshow-error\nfail\n";
+        let come = register.iter().map(|body| format!("{put}{}data = {}\n", url("register"), quoted(body)));
+        let go = deregister.iter().map(|id| format!("{put}{}", url(&format!("deregister/{id}"))));
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(come.chain(go).collect::<Vec<_>>().join("next\n").as_bytes())?;
+        let mut command = self.host.command("curl");
+        let output = command.args(["--parallel", "--parallel-max", "8", "--config"]).arg(file.path()).output()?;
+        ensure!(output.status.success(), "consul: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
     fn wipe(&mut self) -> Result<()> {
         self.kill();
         self.start()?;
@@ -205,6 +232,11 @@ impl ConsulLike for StandIn {
                 told.maintained.push(id.to_owned());
             }
         })
+    }
+
+    fn many(&self, register: &[Value], deregister: &[String]) -> Result<()> {
+        register.iter().try_for_each(|service| self.register(service.clone()))?;
+        deregister.iter().try_for_each(|id| self.deregister(id))
     }
 
     fn wipe(&mut self) -> Result<()> {

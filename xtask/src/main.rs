@@ -1,8 +1,10 @@
-//! lb's development commands: `cargo xtask setup|run|test|lint|bench`. One file per command.
+//! lb's development commands: `cargo xtask setup|run|test|example|lint|bench`. One file per command.
 
 mod bench;
 mod consul;
+mod example;
 mod lint;
+mod node;
 mod run;
 mod setup;
 mod shell;
@@ -31,6 +33,11 @@ enum Command {
     },
     /// Run all tests: unit, packets, end to end, and the serial group
     Test,
+    /// Show a scenario of docs/scenarios/ in a lab of its own
+    Example {
+        /// Its name; without one, say which there are
+        name: Option<String>,
+    },
     /// Check formatting and lints
     Lint,
     /// Print what a packet costs
@@ -42,6 +49,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::setup(setup::Part::Test),
         Command::Run { arguments } => run::run(&arguments),
         Command::Test => test::test(),
+        Command::Example { name } => example::example(name.as_deref()),
         Command::Lint => lint::lint(),
         Command::Bench => bench::bench(),
     };

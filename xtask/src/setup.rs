@@ -23,7 +23,7 @@ pub enum Part {
 const BPF_LINKER: &str = "0.13.0";
 
 /// Programs that tests call, the Debian packages that have them, and why.
-const TOOLS: [(&str, &str, &str); 12] = [
+const TOOLS: [(&str, &str, &str); 14] = [
     ("ip", "iproute2", "network namespaces"),
     ("ethtool", "ethtool", "settings of veth pairs that native XDP needs"),
     ("sysctl", "procps", "a look at the balancer's ip_forward"),
@@ -35,6 +35,8 @@ const TOOLS: [(&str, &str, &str); 12] = [
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio", "a gRPC server whose health is checked"),
     ("wrk", "wrk", "requests without a pause, whose failures are counted"),
     ("iperf3", "iperf3", "a stream in which a stall shows"),
+    ("node", "nodejs", "apps of the examples"),
+    ("npm", "npm", "packages that they need"),
     ("etcd", "etcd-server", "an etcd whose keys are backends"),
 ];
 
@@ -54,6 +56,7 @@ pub fn setup(part: Part) -> Result<()> {
             install(apt, &[package], why, &format!("install {package} with this system's package manager"))?;
         }
         crate::consul::provide();
+        crate::node::provide()?;
     }
     Ok(())
 }

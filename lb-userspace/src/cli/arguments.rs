@@ -164,6 +164,9 @@ pub struct ServiceArguments {
     /// Same client address, same backend, for this long
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub affinity: Option<Duration>,
+    /// A backend that came up takes a growing share of new flows for this long
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub slow_start: Option<Duration>,
     /// tcp, http[:PATH], https[:PATH], udp, grpc[:SERVICE] or none
     #[arg(long)]
     pub health: Option<Probe>,
@@ -180,8 +183,8 @@ pub struct ServiceArguments {
 
 impl From<ServiceArguments> for ServiceOptions {
     fn from(typed: ServiceArguments) -> Self {
-        let ServiceArguments { name, mode, scheduler, affinity, health, on_down, on_empty, idle } = typed;
-        Self { name, mode, scheduler, affinity, slow_start: None, health, on_down, on_empty, idle, discovery: None }
+        let ServiceArguments { name, mode, scheduler, affinity, slow_start, health, on_down, on_empty, idle } = typed;
+        Self { name, mode, scheduler, affinity, slow_start, health, on_down, on_empty, idle, discovery: None }
     }
 }
 

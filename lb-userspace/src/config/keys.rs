@@ -219,6 +219,14 @@ pub static SERVICE: Table = Table {
         )
         .also(&["sticky", "persistence", "persistence_timeout", "session_affinity"]),
         key(
+            "slow_start",
+            Kind::Time,
+            "off",
+            r#""1m""#,
+            "A backend that came up takes a growing share of new connections for this long.",
+        )
+        .also(&["slowstart", "warmup", "ramp_up"]),
+        key(
             "on_down",
             Kind::Word(&["auto", "reset", "keep"]),
             "auto",

@@ -74,6 +74,7 @@ fn understand_service(
     service.mode = typed.mode.as_ref().map_or(service.mode, |at| at.value);
     service.scheduler = typed.scheduler.as_ref().map_or(service.scheduler, |at| at.value);
     service.affinity = typed.affinity.as_ref().map(|at| at.value).filter(|time| !time.is_zero());
+    service.slow_start = typed.slow_start.as_ref().map(|at| at.value).filter(|time| !time.is_zero());
     service.on_down = typed.on_down.as_ref().map_or(service.on_down, |at| at.value);
     service.on_empty = typed.on_empty.as_ref().map_or(service.on_empty, |at| at.value);
     service.idle = typed.idle.or(file.idle);

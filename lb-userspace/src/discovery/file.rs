@@ -24,6 +24,8 @@ use crate::{Error, Result, error::Context as _, state::words::parse_backend};
 const LOOK: Duration = Duration::from_secs(5);
 /// Time that a change is let settle before it is read.
 const SETTLE: Duration = Duration::from_millis(20);
+/// Whoever writes a file in place empties it first: an empty one is read again after this time.
+const EMPTIED: Duration = Duration::from_millis(300);
 
 /// See the module.
 pub struct File {
@@ -75,7 +77,13 @@ impl Registry for File {
             self.last = None;
         }
         loop {
+            let before = self.last.clone();
             match self.read() {
+                Ok(Some(answered)) if answered.set.is_empty() && before.is_some_and(|text| !text.is_empty()) => {
+                    tokio::time::sleep(EMPTIED).await;
+                    self.last = None;
+                    return Ok(self.read()?.unwrap_or(answered));
+                }
                 Ok(Some(answered)) => return Ok(answered),
                 Ok(None) => {}
                 Err(error) => {

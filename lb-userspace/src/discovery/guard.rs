@@ -140,6 +140,10 @@ impl Guard {
         }
         if let Some(hold) = &mut self.hold {
             hold.held.retain(|address| missing.contains(address));
+            // It knows some again: who is still missing is missing like any other.
+            if hold.why == Why::Empty && !said.is_empty() {
+                hold.why = Why::Mass;
+            }
             hold.confirmed |= fresh && whole && hold.asked.is_some();
             if hold.held.is_empty() {
                 self.hold = None;
@@ -243,6 +247,21 @@ mod tests {
     fn later(now: &mut Instant) -> Instant {
         *now += Duration::from_secs(10);
         *now
+    }
+
+    #[test]
+    fn after_an_empty_answer_the_dead_go_once_the_registry_knows_others() {
+        let mut now = Instant::now();
+        let mut guard = guard(true, [1, 2, 3]);
+        guard.take(now, set([]), false, true);
+        guard.take(later(&mut now), set([1, 2]), false, true);
+        assert_eq!(guard.hold().unwrap().why, Why::Mass);
+        now += HOLD;
+        assert!(guard.wants_fresh(now));
+        guard.take(now, set([1, 2]), true, true);
+        assert!(!guard.settle(|_| false), "it answers our own check");
+        assert!(guard.settle(|address| address == *set([3]).keys().next().unwrap()));
+        assert_eq!((numbers(&guard), guard.hold()), (vec![1, 2], None));
     }
 
     #[test]

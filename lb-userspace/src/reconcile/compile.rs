@@ -130,7 +130,7 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
         let now = u32::from(backend.weight) * part;
         candidates.push(Candidate { id: backend_id, address: backend.address, weight: backend.weight, now });
     }
-    let slots = maglev::table(&candidates, maglev::size_for(service.backends.len()));
+    let slots = maglev::table(&candidates, table_size(service));
     let members = members(service.scheduler, &candidates);
     if !members.is_empty() {
         tables.members.insert(id, members);
@@ -138,6 +138,16 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
     tables.fingerprints.insert(service.name.clone(), fingerprint(&slots, &candidates));
     tables.slots.insert(id, slots);
     tables.usable.insert(service.name.clone(), takers);
+}
+
+/// Partitions of a service by `source-hash` up to which its table keeps its size: another size is another place for
+/// nearly every client, and a client's place is what it is for.
+const PARTITIONS: usize = 160;
+
+/// The size of a service's table: a change of health never changes it, another number of backends seldom.
+fn table_size(service: &ServiceSpec) -> u32 {
+    let backends = service.backends.len();
+    maglev::size_for(if service.scheduler == Scheduler::SourceHash { backends.max(PARTITIONS) } else { backends })
 }
 
 /// What schedulers that look at members see.

@@ -72,7 +72,7 @@ pub struct ServiceOptions {
     pub scheduler: Option<Scheduler>,
     /// `--affinity`; 0 = off.
     pub affinity: Option<Duration>,
-    /// `slow_start` of the config file; 0 = off.
+    /// `--slow-start`; 0 = off.
     #[serde(default)]
     pub slow_start: Option<Duration>,
     /// `--health`.

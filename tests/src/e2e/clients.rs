@@ -14,6 +14,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::lab::Host;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 /// Longest that a client waits for anything.
@@ -167,6 +171,12 @@ impl Running {
         Ok(Self(Some(command.spawn().with_context(|| format!("start {program}: cargo xtask setup"))?)))
     }
 
+    /// As Ctrl-C does.
+    fn interrupt(&self) -> Result<()> {
+        let child = self.0.as_ref().context("it was waited for already")?;
+        Ok(kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT)?)
+    }
+
     fn output(mut self) -> Result<Output> {
         Ok(self.0.take().context("it was waited for already")?.wait_with_output()?)
     }
@@ -203,6 +213,12 @@ impl Wrk {
         }
         arguments.push(url);
         Ok(Self(Running::start(host, "wrk", &arguments)?))
+    }
+
+    /// Ends it before its time.
+    pub fn end(self) -> Result<Wrked> {
+        self.0.interrupt()?;
+        self.wait()
     }
 
     /// Waits for its end.

@@ -408,7 +408,7 @@ pub fn eventually(mut check: impl FnMut() -> bool) -> bool {
 /// The binary `lb`, built beside the tests if need be.
 fn binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let path = test.parent().and_then(Path::parent).context("target directory")?.join("lb");
-    ensure!(path.exists(), "{} is missing: cargo xtask test builds it", path.display());
-    Ok(path)
+    // A test is one directory deeper than a program.
+    let beside = test.ancestors().skip(1).take(2).map(|directory| directory.join("lb")).find(|path| path.is_file());
+    beside.context("lb is missing beside the tests: cargo xtask test builds it")
 }

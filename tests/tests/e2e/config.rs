@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use lb_tests::e2e::{Setup, connect, eventually, ping, servers::Server, vip};
+use lb_tests::e2e::{
+    Setup, connect, eventually, ping,
+    servers::{Echo, Server},
+    vip,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -264,4 +268,29 @@ fn a_start_with_a_wrong_file_changes_nothing_and_says_where() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("no interface is named"), "{output:?}");
     let _lb = setup.start("", &format!("attach eth0 --config {}", file.display())).unwrap();
     assert_eq!(backends(&setup, "web"), ["10.66.0.11:7 file ready"]);
+}
+
+#[test]
+fn a_slow_start_grows_to_a_whole_share_and_can_be_turned_off() {
+    let setup = Setup::new(2, 1500).unwrap();
+    let _first = Echo::start(&setup.backends[0], 7).unwrap();
+    let file = write(&setup, &[0, 1], "slow_start = \"5s\"\n");
+    let _daemon = daemon(&setup, &file);
+    setup.wait_usable(1).unwrap();
+    let share = || setup.json("backend list").unwrap()[1]["share"].as_f64().unwrap();
+    assert_eq!(share(), 0.0, "it is down");
+    let mut second = Echo::start(&setup.backends[1], 7).unwrap();
+    setup.wait_usable(2).unwrap();
+    let begun = share();
+    assert!(begun > 0.05 && begun < 0.4, "just up: {begun}");
+    assert!(eventually(|| (share() - 0.5).abs() < 0.01), "in the end: {}", share());
+
+    setup.done("service set web --slow-start 1h").unwrap();
+    second.stop();
+    setup.wait_usable(1).unwrap();
+    let _second = Echo::start(&setup.backends[1], 7).unwrap();
+    setup.wait_usable(2).unwrap();
+    assert!(share() < 0.4, "longer: {}", share());
+    setup.done("service set web --slow-start 0s").unwrap();
+    assert!(eventually(|| (share() - 0.5).abs() < 0.01), "off: {}", share());
 }
