@@ -273,24 +273,24 @@ fn a_start_with_a_wrong_file_changes_nothing_and_says_where() {
 #[test]
 fn a_slow_start_grows_to_a_whole_share_and_can_be_turned_off() {
     let setup = Setup::new(2, 1500).unwrap();
-    let _first = Echo::start(&setup.backends[0], 7).unwrap();
+    let _first = Echo::start(&setup.backends[0], setup.backends[0].address, 7).unwrap();
     let file = write(&setup, &[0, 1], "slow_start = \"5s\"\n");
     let _daemon = daemon(&setup, &file);
     setup.wait_usable(1).unwrap();
     let share = || setup.json("backend list").unwrap()[1]["share"].as_f64().unwrap();
     assert_eq!(share(), 0.0, "it is down");
-    let mut second = Echo::start(&setup.backends[1], 7).unwrap();
+    let mut second = Echo::start(&setup.backends[1], setup.backends[1].address, 7).unwrap();
     setup.wait_usable(2).unwrap();
     let begun = share();
     assert!(begun > 0.05 && begun < 0.4, "just up: {begun}");
     assert!(eventually(|| (share() - 0.5).abs() < 0.01), "in the end: {}", share());
 
-    setup.done("service set web --slow-start 1h").unwrap();
+    setup.done("service set web --slow-start 15s").unwrap();
     second.stop();
     setup.wait_usable(1).unwrap();
-    let _second = Echo::start(&setup.backends[1], 7).unwrap();
+    let _second = Echo::start(&setup.backends[1], setup.backends[1].address, 7).unwrap();
     setup.wait_usable(2).unwrap();
-    assert!(share() < 0.4, "longer: {}", share());
+    assert!(share() < 0.4, "again: {}", share());
     setup.done("service set web --slow-start 0s").unwrap();
     assert!(eventually(|| (share() - 0.5).abs() < 0.01), "off: {}", share());
 }
