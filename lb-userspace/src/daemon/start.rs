@@ -7,7 +7,10 @@ use std::{
     time::Instant,
 };
 
-use lb_common::{hash, maps::backend_flag};
+use lb_common::{
+    hash,
+    maps::{self, backend_flag},
+};
 use tokio::sync::mpsc;
 
 use super::{
@@ -408,6 +411,17 @@ async fn facts(view: &mut View, changes: &[Change], attached: &[Interface], opti
     })
 }
 
+/// A backend's address and port.
+fn place_of(value: &maps::Backend) -> SocketAddr {
+    let [a, b, c, d] = value.address.map(|word| u128::from(word.get()));
+    let address = if value.family == 6 {
+        IpAddr::from((a << 96 | b << 64 | c << 32 | d).to_be_bytes())
+    } else {
+        IpAddr::from(value.address[0].get().to_be_bytes())
+    };
+    SocketAddr::new(address, value.port.get())
+}
+
 /// What the maps of an adopted data plane say: identities, verdicts, backends whose flows go on.
 fn recover(plane: &DataPlane, desired: &Desired) -> Observed {
     let found = plane.recover();
@@ -426,8 +440,7 @@ fn recover(plane: &DataPlane, desired: &Desired) -> Observed {
     for (id, value) in &found.backends {
         // The service may be gone while flows to its backend go on: any name that no service has will do.
         let service = name_of(value.service).unwrap_or_else(|| format!("(removed {})", value.service));
-        let address = IpAddr::from(value.address[0].get().to_be_bytes());
-        let key = BackendKey { service, address: SocketAddr::new(address, value.port.get()) };
+        let key = BackendKey { service, address: place_of(value) };
         if let Some((health, since)) = verdict_of(value) {
             observed
                 .verdicts

@@ -26,13 +26,16 @@ pub fn commands(mode: Mode, vips: &BTreeSet<IpAddr>, backend: IpAddr, own: Optio
         commands.push(format!("modprobe {module}"));
         commands.push(format!("ip {family}fou add port {} gue", outer::GUE_PORT));
     }
+    let mut devices = BTreeSet::new();
     for vip in vips {
         let (prefix, nodad) = if vip.is_ipv4() { (32, "") } else { (128, " nodad") };
         let device = if mode == Mode::Dsr { "lo" } else { device(*vip, backend, &mut commands) };
         commands.push(format!("ip addr add {vip}/{prefix} dev {device}{nodad}"));
+        devices.extend((mode.is_tunnel() && vip.is_ipv4()).then_some(device));
     }
-    if mode.is_tunnel() && vips.iter().any(IpAddr::is_ipv4) {
-        commands.push("sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0".to_owned());
+    // The stricter of a device's own setting and that of "all" counts.
+    for device in devices {
+        commands.push(format!("sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{device}.rp_filter=0"));
     }
     commands
 }
@@ -78,6 +81,8 @@ mod tests {
         for (vip, backend, word) in devices {
             assert!(lines(Mode::Ipip, vip, backend).contains(word), "{vip} {backend}");
         }
+        assert!(lines(Mode::Ipip, "10.0.0.10", "10.0.0.2").contains("all.rp_filter=0 net.ipv4.conf.tunl0.rp_filter=0"));
+        assert!(!lines(Mode::Ipip, "fd00::10", "10.0.0.2").contains("rp_filter"), "IPv6 has no such filter");
         assert!(lines(Mode::Gue, "10.0.0.10", "10.0.0.2").contains("ip fou add port 6080 gue"));
         assert!(lines(Mode::Gue, "fd00::10", "fd00::2").contains("ip -6 fou add port 6080 gue"));
     }

@@ -1,12 +1,14 @@
 //! A lab with the real `lb` in it: a client, a balancer, backends, one bridge.
 //!
-//! [`servers`] has what runs on the backends, [`clients`] what asks them, [`checked`] what health
-//! checks look at. Everything ends, by its own process number,
-//! when its owner is dropped.
+//! [`servers`] has what runs on the backends, [`clients`] what asks them, [`checked`] what health checks look at;
+//! [`direct`] makes backends ready for the direct-return modes, and [`unwrap`] is their end of a tunnel.
+//! Everything ends, by its own process number, when its owner is dropped.
 
 pub mod checked;
 pub mod clients;
+pub mod direct;
 pub mod servers;
+pub mod unwrap;
 
 use std::{
     fs::OpenOptions,
