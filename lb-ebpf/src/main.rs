@@ -41,6 +41,7 @@ mod ipv4;
 mod ipv6;
 mod life;
 mod live;
+mod log;
 mod maps;
 mod once;
 mod packet;
@@ -64,6 +65,7 @@ use lb_common::{maps::interface_flag, reason::Verdict};
 pub fn lb(ctx: XdpContext) -> u32 {
     let reason = pipeline::run(&ctx);
     maps::count(reason);
+    log::packet(&ctx, reason);
     match reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Tx => back(&ctx),

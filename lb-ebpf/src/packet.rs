@@ -119,6 +119,8 @@ pub const UDP: usize = network_types::udp::UdpHdr::LEN;
 
 /// Ethernet type of IPv4, as it stands in the frame.
 pub const TYPE_IPV4: u16 = 0x0800_u16.to_be();
+/// Ethernet type of IPv6, as it stands in the frame.
+pub const TYPE_IPV6: u16 = 0x86dd_u16.to_be();
 /// IP protocol numbers.
 pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;

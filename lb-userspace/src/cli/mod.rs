@@ -103,7 +103,10 @@ fn start_log(arguments: &Arguments) {
         (_, 1) => "info",
         _ => "debug",
     };
-    let filter = tracing_subscriber::EnvFilter::new(format!("{level},netlink_proto=error,netlink_packet_route=error"));
+    let filter = tracing_subscriber::EnvFilter::new(format!(
+        "{level},netlink_proto=error,netlink_packet_route=error,{}=trace",
+        crate::dataplane::log::TARGET
+    ));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     log.with_ansi(false).init();
 }

@@ -72,7 +72,7 @@ pub struct AttachOptions {
 pub async fn attach(mut options: AttachOptions) -> Result<()> {
     admission::able(if options.daemon { "daemon" } else { "attach" })?;
     let config = options.config.as_deref().map(Config::read).transpose()?;
-    let log_level = log_level(&options, config.as_ref())?;
+    let log_level = log_level(&options, config.as_ref());
     let state = StateFile::open(&options.state_dir);
     let client = Client::new(&options.socket);
     let locks = lock::take(&client, &options.socket, &options.state_dir, &options.bpffs).await?;
@@ -139,7 +139,8 @@ pub async fn attach(mut options: AttachOptions) -> Result<()> {
         }
         loaded
     };
-    let (plane, lost) = loaded?;
+    let (mut plane, lost) = loaded?;
+    plane.follow_log(log_level)?;
     adopt::warn_of_size(options.settings.max_flows, plane.flows().capacity());
     for (name, why) in &lost {
         say::warning(&format!("{name}: its link could not be taken over: {why}"));
@@ -168,13 +169,8 @@ fn dry_run(outcome: &Outcome, json: bool) -> Result<()> {
 }
 
 /// Level of the data path's log: of the flags, else of the file.
-fn log_level(options: &AttachOptions, config: Option<&Config>) -> Result<u8> {
-    let level = if options.log_level > 0 { options.log_level } else { config.and_then(|c| c.log_level).unwrap_or(0) };
-    if level > 0 {
-        return Err(Error::usage("--bpf-log: the data path has no log yet in this version")
-            .hint("`lb drops` counts every packet's reason, `lb conn list` shows connections"));
-    }
-    Ok(level)
+fn log_level(options: &AttachOptions, config: Option<&Config>) -> u8 {
+    if options.log_level > 0 { options.log_level } else { config.and_then(|config| config.log_level).unwrap_or(0) }
 }
 
 /// What was wanted before. Flags are of one command line: for a daemon that has none they set nothing any more.

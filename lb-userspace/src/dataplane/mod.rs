@@ -6,6 +6,7 @@
 //! * [`slots`]: which part of the map `tables` belongs to which service
 //! * [`apply`]: from the tables that stand in the maps to others, in an order in which no packet meets half a change
 //! * [`flows`]: reading connections
+//! * [`log`]: the program's own log
 //! * [`sweep`]: keeping the counts of live flows true
 //!
 //! Everything is pinned below `<bpffs>/v<LAYOUT_VERSION>/`, so the data path goes on when this process ends, however
@@ -15,6 +16,7 @@ mod apply;
 mod attach;
 pub mod flows;
 mod load;
+pub mod log;
 mod mapped;
 pub mod pins;
 mod slots;
@@ -131,6 +133,11 @@ pub fn now() -> u32 {
 }
 
 impl DataPlane {
+    /// Prints what the program logs, if it was loaded with a level above 0.
+    pub fn follow_log(&mut self, level: u8) -> Result<()> {
+        if level == 0 { Ok(()) } else { log::follow(&mut self.object) }
+    }
+
     /// The program, for `BPF_PROG_TEST_RUN`.
     pub fn program(&self) -> Result<&Xdp> {
         match self.object.program(PROGRAM) {

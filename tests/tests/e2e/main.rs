@@ -10,6 +10,7 @@ mod errors;
 mod health;
 mod ipv6;
 mod life;
+mod log;
 mod network;
 mod output;
 mod registries;
