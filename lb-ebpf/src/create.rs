@@ -24,6 +24,7 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
     let Some(backend) = maps::backends.get(id) else { return Some(Reason::NoService) };
     let direct = is_direct(of_mode);
     let mut replies = Tuple::<F>::default();
+    replies.source_port = server_port(packet, backend);
     if of_mode == mode::DNAT {
         as_the_client(packet, backend, &mut replies);
         if !make_way(&replies) {
@@ -67,13 +68,18 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
     None
 }
 
-/// What the backend's packets carry when it sees the client as it is (rule 3).
+/// The backend's port: a backend without one of its own keeps the client's.
+#[inline(always)]
+fn server_port<F: Path>(packet: &Packet<F>, backend: &Backend) -> Be16 {
+    if backend.port.0 == 0 { packet.tuple.destination_port } else { backend.port }
+}
+
+/// What the backend's packets carry when it sees the client as it is (rule 3); its port is there.
 #[inline(always)]
 fn as_the_client<F: Path>(packet: &Packet<F>, backend: &Backend, replies: &mut Tuple<F>) {
     let tuple = &packet.tuple;
     replies.source = F::address(&backend.address);
     replies.destination = tuple.source;
-    replies.source_port = if backend.port.0 == 0 { tuple.destination_port } else { backend.port };
     replies.destination_port = tuple.source_port;
     replies.protocol = tuple.protocol;
 }

@@ -101,8 +101,8 @@ extern "C" fn look<F: Path>(round: u32, search: *mut Search<F>) -> u64 {
     u64::from(unsafe { (*search).look(round) })
 }
 
-/// Finds the tuple that the replies of a new flow to backend `id` shall carry, into `tuple`; whoever holds it and is
-/// over gives it up. 0: every port carries a live flow.
+/// Finds the tuple that the replies of a new flow to backend `id` shall carry, into `tuple`, which has the backend's
+/// port; whoever holds it and is over gives it up. 0: every port carries a live flow.
 #[inline(always)]
 pub fn allocate<F: Path>(id: u32, protocol: u32, tuple: &mut Tuple<F>) -> u32 {
     let Some(backend) = maps::backends.get(id) else { return 0 };
@@ -118,7 +118,7 @@ pub fn allocate<F: Path>(id: u32, protocol: u32, tuple: &mut Tuple<F>) -> u32 {
     let mut search = Search::<F> {
         tuple: Tuple {
             source: F::address(&backend.address),
-            source_port: backend.port,
+            source_port: tuple.source_port,
             protocol: protocol as u8,
             ..Tuple::default()
         },

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use super::{Change, Desired, Facts, Mode, ServiceSpec};
+use super::{Change, Desired, Facts, Mode, Probe, ServiceSpec};
 use crate::{Error, Result};
 
 impl Mode {
@@ -52,8 +52,16 @@ impl ServiceSpec {
 /// Refuses a backend that the service's mode cannot serve.
 pub(super) fn check_backend(service: &ServiceSpec, backend: SocketAddr, facts: &Facts) -> Result<()> {
     let mode = service.mode;
+    let every_port = service.vips.iter().all(|vip| vip.port == 0);
+    if service.port_of(backend) == 0 && service.health.probe != Probe::None && service.health.port.is_none() {
+        return Err(Error::refused(format!(
+            "backend {}: it takes every port, so which one its health check asks is not clear",
+            backend.ip()
+        ))
+        .hint("--health none, or in the config file [service.health] port = N"));
+    }
     if !mode.is_direct_return() {
-        if backend.port() == 0 {
+        if backend.port() == 0 && !every_port {
             return Err(Error::usage(format!("backend {}: the port is missing", backend.ip()))
                 .hint("ADDR:PORT[=WEIGHT], as in 10.0.0.2:8080 or [2001:db8::2]:8080=5"));
         }
@@ -187,6 +195,20 @@ mod tests {
         assert_eq!(added(two).unwrap_err().kind, Kind::Refused);
         let error = added(service(Mode::Nat, &one, &["10.0.0.2"])).unwrap_err();
         assert!(error.kind == Kind::Usage && error.message.contains("port is missing"), "{error:?}");
+    }
+
+    #[test]
+    fn of_every_port_the_backend_keeps_the_clients_and_the_check_needs_one() {
+        for mode in [Mode::Nat, Mode::Dnat, Mode::Ipip] {
+            let mut all = service(mode, &["10.0.0.10:0"], &["10.0.0.2"]);
+            let error = added(all.clone()).unwrap_err();
+            assert!(error.kind == Kind::Refused && error.message.contains("health check"), "{error:?}");
+            all.health.port = Some(80);
+            assert_eq!(addresses(&added(all.clone()).unwrap()), ["10.0.0.2:0"]);
+            (all.health.port, all.health.probe) = (None, Probe::None);
+            added(all).unwrap();
+        }
+        added(service(Mode::Nat, &["10.0.0.10:0"], &["10.0.0.2:80"])).unwrap();
     }
 
     #[test]

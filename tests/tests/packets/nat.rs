@@ -517,3 +517,17 @@ impl TypeAndCode for etherparse::Icmpv4Type {
         (bytes[0], bytes[1])
     }
 }
+
+#[test]
+fn rule_02_a_vip_of_every_port_leaves_the_clients_port_to_a_backend_without_one() {
+    let mut world = World::with("10.0.0.10:0", &["10.0.1.1"]).unwrap();
+    for port in [22, 80, 65535] {
+        let (vip, from) = (SocketAddrV4::new(*VIP.ip(), port), client(4000));
+        let seen = world.send(&tcp(from, vip, SYN)).packet();
+        assert_eq!(seen.to, SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, 1), port));
+        let back = world.send(&tcp(seen.to, seen.from, SYN | ACK).from_backend()).packet();
+        assert_eq!((back.from, back.to), (vip, from));
+    }
+    let exact = World::with("10.0.0.10:0", &["10.0.1.1:8080"]).unwrap().send(&tcp(client(1), VIP, SYN)).packet();
+    assert_eq!(exact.to.to_string(), A, "a port that is named counts");
+}
