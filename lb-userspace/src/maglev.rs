@@ -12,7 +12,11 @@
 //!
 //! A table depends on addresses, weights and who is usable, not on history: every balancer computes the same one.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use lb_common::hash;
 
@@ -33,7 +37,7 @@ pub fn size_for(backends: usize) -> u32 {
 }
 
 /// One configured backend of a table to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
     /// What its slots will say.
     pub id: u32,
@@ -44,6 +48,57 @@ pub struct Candidate {
     /// What it takes at present: [`FULL`] times its weight in full service, less during a slow start, 0 while it takes no
     /// new flows.
     pub now: u32,
+}
+
+/// A table and what it is compared by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Backend identities; empty = nobody takes flows.
+    pub slots: Arc<Vec<u32>>,
+    /// A hash over (address, port) in slot order: the same on every balancer that would choose alike.
+    pub fingerprint: u64,
+}
+
+/// Tables that were made before: a change of one service does not make those of the others anew.
+#[derive(Clone, Debug, Default)]
+pub struct Memo(Arc<Mutex<Generations>>);
+
+#[derive(Debug, Default)]
+struct Generations {
+    now: HashMap<(Vec<Candidate>, u32), Table>,
+    before: HashMap<(Vec<Candidate>, u32), Table>,
+}
+
+impl Memo {
+    /// Forgets tables that were not asked for since the last call.
+    pub fn turn(&self) {
+        let mut memo = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memo.before = std::mem::take(&mut memo.now);
+    }
+
+    /// The table of a service with these configured backends, of `size` slots.
+    #[must_use]
+    pub fn table(&self, candidates: Vec<Candidate>, size: u32) -> Table {
+        let mut memo = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (candidates, size);
+        if let Some(known) = memo.now.get(&key) {
+            return known.clone();
+        }
+        let made = memo.before.remove(&key).unwrap_or_else(|| {
+            let slots = table(&key.0, size);
+            Table { fingerprint: fingerprint(&slots, &key.0), slots: Arc::new(slots) }
+        });
+        memo.now.insert(key, made.clone());
+        made
+    }
+}
+
+fn fingerprint(slots: &[u32], candidates: &[Candidate]) -> u64 {
+    let addresses: HashMap<u32, u64> = candidates
+        .iter()
+        .map(|candidate| (candidate.id, hash::name(candidate.address.to_string().as_bytes())))
+        .collect();
+    slots.iter().fold(slots.len() as u64, |sum, id| hash::mix(sum, addresses.get(id).copied().unwrap_or(0)))
 }
 
 /// A table of `size` slots (a prime), each a candidate's id. Empty if nobody takes flows, or there are more candidates
@@ -235,6 +290,20 @@ mod tests {
         (100, 5, 1.0),
         (655, 1, 0.6),
     ];
+
+    #[test]
+    fn a_table_is_made_once() {
+        let (memo, all) = (Memo::default(), candidates(&[1, 2, 3]));
+        let first = memo.table(all.clone(), 307);
+        memo.turn();
+        assert!(Arc::ptr_eq(&first.slots, &memo.table(all.clone(), 307).slots));
+        assert_ne!(first, memo.table(candidates(&[1, 2, 4]), 307));
+        assert_ne!(first, memo.table(all.clone(), 509));
+        memo.turn();
+        memo.turn();
+        let again = memo.table(all, 307);
+        assert!(!Arc::ptr_eq(&first.slots, &again.slots) && first == again);
+    }
 
     #[test]
     fn a_failed_or_drained_backend_moves_its_own_slots_only() {

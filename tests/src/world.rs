@@ -71,7 +71,9 @@ impl Poison {
     fn around(balancer: &Xdp) -> Result<Self> {
         // Its tables are for the benchmark.
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("floor_flows", 1).map_max_entries("hash_flows", 1);
+        for table in ["floor_flows", "lru_flows", "hash_flows", "listed"] {
+            loader.map_max_entries(table, 1);
+        }
         let mut lab = loader.load(LAB_OBJECT)?;
         let wrapper: &mut Xdp = lab.program_mut("poison").context("the wrapper")?.try_into()?;
         wrapper.load()?;

@@ -40,8 +40,12 @@ enum Command {
     },
     /// Check formatting and lints
     Lint,
-    /// Print what a packet costs
-    Bench,
+    /// Measure: packets, end to end, or the control plane
+    Bench {
+        /// What is measured
+        #[arg(value_enum, default_value = "packets")]
+        benchmark: bench::Benchmark,
+    },
 }
 
 fn main() -> ExitCode {
@@ -51,7 +55,7 @@ fn main() -> ExitCode {
         Command::Test => test::test(),
         Command::Example { name } => example::example(name.as_deref()),
         Command::Lint => lint::lint(),
-        Command::Bench => bench::bench(),
+        Command::Bench { benchmark } => bench::bench(benchmark),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,6 +17,8 @@ pub enum Part {
     Build,
     /// Building and testing it.
     Test,
+    /// What the end-to-end benchmark compares it with, besides.
+    Bench,
 }
 
 /// Version of bpf-linker that fits aya 0.14.
@@ -40,6 +42,15 @@ const TOOLS: [(&str, &str, &str); 14] = [
     ("etcd", "etcd-server", "an etcd whose keys are backends"),
 ];
 
+/// Programs that only the end-to-end benchmark calls.
+const RIVALS: [(&str, &str, &str); 5] = [
+    ("wrk", "wrk", "the benchmark's client"),
+    ("nginx", "nginx-light", "the benchmark's web servers"),
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "a rival: nginx stream"),
+    ("haproxy", "haproxy", "a rival: HAProxy"),
+    ("nft", "nftables", "a rival: DNAT by nftables"),
+];
+
 /// Prepares the machine.
 pub fn setup(part: Part) -> Result<()> {
     let apt = has("apt-get");
@@ -50,8 +61,9 @@ pub fn setup(part: Part) -> Result<()> {
     if !has("bpf-linker") {
         install_linker(apt)?;
     }
-    if part == Part::Test {
-        let missing: Vec<_> = TOOLS.iter().filter(|(program, ..)| !has(program)).collect();
+    if part != Part::Build {
+        let rivals = if part == Part::Bench { RIVALS.as_slice() } else { &[] };
+        let missing: Vec<_> = TOOLS.iter().chain(rivals).filter(|(program, ..)| !there(program)).collect();
         for (_, package, why) in missing {
             install(apt, &[package], why, &format!("install {package} with this system's package manager"))?;
         }
@@ -59,6 +71,11 @@ pub fn setup(part: Part) -> Result<()> {
         crate::node::provide()?;
     }
     Ok(())
+}
+
+/// Whether a program is in PATH, or a file where it belongs.
+fn there(program: &str) -> bool {
+    if program.starts_with('/') { Path::new(program).exists() } else { has(program) }
 }
 
 /// A compiler that can build for the BPF target, by the same rules as lb-userspace/build.rs.

@@ -3,7 +3,7 @@
 //! What is named comes before what names it: backends, next hops and NAT ports, then slots, then services, then VIPs,
 //! then the filter. What goes away goes in the opposite order.
 
-use std::{collections::BTreeMap, mem::offset_of, net::IpAddr, time::Instant};
+use std::{collections::BTreeMap, mem::offset_of, net::IpAddr, sync::Arc, time::Instant};
 
 use aya::maps::{HashMap, MapData, MapError};
 use lb_common::{
@@ -149,7 +149,7 @@ impl DataPlane {
                 None => standing,
             };
             let (slots, members) = (tables.slots.get(id), tables.members.get(id));
-            let table = word(placed.slots.get(id), slots.map_or(0, Vec::len), standing.table);
+            let table = word(placed.slots.get(id), slots.map_or(0, |slots| slots.len()), standing.table);
             let members = word(placed.members.get(id), members.map_or(0, Vec::len), standing.members);
             // Members, then the rest; what the data path reads first on a miss changes last. Each in one store.
             if members != standing.members {
@@ -219,7 +219,7 @@ impl DataPlane {
     pub(super) fn standing(&self, recovered: Recovered) -> Tables {
         let slots = recovered.services.iter().map(|(id, service)| {
             let (base, size) = halves(service.table);
-            (*id, (base..base + size).map(|slot| self.table_slots.read(slot)).collect())
+            (*id, Arc::new((base..base + size).map(|slot| self.table_slots.read(slot)).collect()))
         });
         let members = recovered.services.iter().filter(|(_, service)| service.members != 0).map(|(id, service)| {
             let (first, count) = halves(service.members);

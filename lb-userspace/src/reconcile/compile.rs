@@ -1,7 +1,7 @@
 //! The pure function from what is wanted and what is seen to what stands in the maps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -34,6 +34,7 @@ const LOWEST_PORT: u16 = 1024;
 #[must_use]
 pub fn compile(desired: &Desired, observed: &Observed) -> Tables {
     let mut tables = Tables::default();
+    observed.tables_made.turn();
     assign_ids(desired, observed, &mut tables);
     for service in desired.services.values() {
         compile_service(desired, observed, service, &mut tables);
@@ -50,16 +51,16 @@ pub fn compile(desired: &Desired, observed: &Observed) -> Tables {
 
 /// Everybody keeps the identity that they have; new ones get the lowest that is free.
 fn assign_ids(desired: &Desired, observed: &Observed, tables: &mut Tables) {
-    let mut taken: BTreeSet<u32> = observed.service_ids.values().copied().collect();
+    let (taken, mut next): (BTreeSet<u32>, u32) = (observed.service_ids.values().copied().collect(), 1);
     for name in desired.services.keys() {
-        let id = observed.service_ids.get(name).copied().unwrap_or_else(|| lowest_free(&mut taken));
+        let id = observed.service_ids.get(name).copied().unwrap_or_else(|| lowest_free(&taken, &mut next));
         tables.service_ids.insert(name.clone(), id);
     }
-    let mut taken: BTreeSet<u32> = observed.backend_ids.values().copied().collect();
+    let (taken, mut next): (BTreeSet<u32>, u32) = (observed.backend_ids.values().copied().collect(), 1);
     for service in desired.services.values() {
         for backend in &service.backends {
             let key = BackendKey { service: service.name.clone(), address: backend.address };
-            let id = observed.backend_ids.get(&key).copied().unwrap_or_else(|| lowest_free(&mut taken));
+            let id = observed.backend_ids.get(&key).copied().unwrap_or_else(|| lowest_free(&taken, &mut next));
             tables.backend_ids.insert(key, id);
         }
     }
@@ -70,16 +71,13 @@ fn assign_ids(desired: &Desired, observed: &Observed, tables: &mut Tables) {
     }
 }
 
-fn lowest_free(taken: &mut BTreeSet<u32>) -> u32 {
-    let mut id = 1;
-    for used in taken.iter() {
-        if *used != id {
-            break;
-        }
-        id += 1;
+/// The lowest identity from `next` on that is not taken; lower ones are.
+fn lowest_free(taken: &BTreeSet<u32>, next: &mut u32) -> u32 {
+    while taken.contains(next) {
+        *next += 1;
     }
-    taken.insert(id);
-    id
+    *next += 1;
+    *next - 1
 }
 
 fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec, tables: &mut Tables) {
@@ -130,13 +128,13 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
         let now = u32::from(backend.weight) * part;
         candidates.push(Candidate { id: backend_id, address: backend.address, weight: backend.weight, now });
     }
-    let slots = maglev::table(&candidates, table_size(service));
     let members = members(service.scheduler, &candidates);
     if !members.is_empty() {
         tables.members.insert(id, members);
     }
-    tables.fingerprints.insert(service.name.clone(), fingerprint(&slots, &candidates));
-    tables.slots.insert(id, slots);
+    let table = observed.tables_made.table(candidates, table_size(service));
+    tables.fingerprints.insert(service.name.clone(), table.fingerprint);
+    tables.slots.insert(id, table.slots);
     tables.usable.insert(service.name.clone(), takers);
 }
 
@@ -337,15 +335,6 @@ fn compile_ports(desired: &Desired, observed: &Observed, tables: &mut Tables) {
         |port: u16| !explicit && observed.reserved_ports.iter().any(|(from, to)| (*from..=*to).contains(&port));
     tables.nat_ports =
         (low.max(1)..=high).filter(|port| !reserved(*port) && !tables.vip_ports.contains(port)).collect();
-}
-
-/// A table's hash over (address, port) in slot order: the same on every balancer that would choose alike.
-fn fingerprint(slots: &[u32], candidates: &[Candidate]) -> u64 {
-    let addresses: BTreeMap<u32, u64> = candidates
-        .iter()
-        .map(|candidate| (candidate.id, hash::name(candidate.address.to_string().as_bytes())))
-        .collect();
-    slots.iter().fold(slots.len() as u64, |sum, id| hash::mix(sum, addresses.get(id).copied().unwrap_or(0)))
 }
 
 /// Family and words of an address.

@@ -16,11 +16,15 @@ pub use usable::{Usable, usable};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use lb_common::maps;
 
-use crate::state::{Health, OnDown, Vip};
+use crate::{
+    maglev,
+    state::{Health, OnDown, Vip},
+};
 
 /// Names one backend of one service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,6 +67,8 @@ pub struct Observed {
     pub host_addresses: BTreeSet<IpAddr>,
     /// `ip_local_port_range` and `ip_local_reserved_ports`: ports that NAT leaves alone, as inclusive ranges.
     pub reserved_ports: Vec<(u16, u16)>,
+    /// Tables that were made for earlier compilations.
+    pub tables_made: maglev::Memo,
     /// Now, a tick: how far slow starts have come.
     pub now: u32,
     /// VIPs that are no longer wanted but that flows still name.
@@ -90,7 +96,7 @@ pub struct Tables {
     /// `services` by identity; [`maps::Service::table`] is 0 here, `dataplane` places the slots.
     pub services: BTreeMap<u32, maps::Service>,
     /// Slots of each service's table (backend identities); empty = no usable backend.
-    pub slots: BTreeMap<u32, Vec<u32>>,
+    pub slots: BTreeMap<u32, Arc<Vec<u32>>>,
     /// Members of each service whose scheduler looks at them: identity and weight ([`maps::Service::members`]).
     pub members: BTreeMap<u32, Vec<[u32; 2]>>,
     /// `backends` by identity.

@@ -407,7 +407,7 @@ pub fn eventually(mut check: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// The binary `lb`, built beside the tests if need be.
+/// The binary `lb`, built beside the benchmark, or in the directory above the tests.
 fn binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     // A test is one directory deeper than a program.

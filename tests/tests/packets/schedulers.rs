@@ -334,7 +334,7 @@ fn rule_10_changes_of_backends_move_no_known_flow_and_few_new_ones() {
         let tables = world.apply().unwrap();
         let slots = tables.slots[&id].clone();
         if slots.len() == last.len() {
-            let moved = slots.iter().zip(&last).filter(|(now, before)| now != before).count();
+            let moved = slots.iter().zip(last.iter()).filter(|(now, before)| now != before).count();
             let mut lost = BTreeMap::<u32, i64>::new();
             last.iter().for_each(|id| *lost.entry(*id).or_default() += 1);
             slots.iter().for_each(|id| *lost.entry(*id).or_default() -= 1);

@@ -7,6 +7,8 @@
 mod leftovers;
 mod watch;
 
+pub use watch::show;
+
 use std::{
     path::{Path, PathBuf},
     process::Stdio,

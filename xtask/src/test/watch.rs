@@ -57,6 +57,40 @@ pub fn run(command: &mut Command) -> Result<Watched> {
     watched
 }
 
+/// Runs something whose output is for the terminal; nothing of it is left behind when it ends, also by Ctrl-C.
+pub fn show(command: &mut Command) -> Result<ExitStatus> {
+    listen_for_interrupt()?;
+    let directory = std::env::temp_dir().join(format!("lb-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    command.env("TMPDIR", &directory).process_group(0).stdin(Stdio::null());
+    let ended = wait(command);
+    // Root's files may be in it.
+    let _ = privileged("rm").arg("-rf").arg(&directory).status();
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        std::process::exit(130);
+    }
+    ended
+}
+
+fn wait(command: &mut Command) -> Result<ExitStatus> {
+    let mut child = command.spawn().with_context(|| format!("run {}", typed(command)))?;
+    let group = child.id();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            eprintln!("interrupted: cleaning up");
+            end(group);
+            break child.wait()?;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    end(group);
+    leftovers::remove();
+    Ok(status)
+}
+
 fn watch(command: &mut Command) -> Result<Watched> {
     let mut child = command.spawn().with_context(|| format!("run {}", typed(command)))?;
     let mut pipe = child.stdout.take().context("its standard output")?;
