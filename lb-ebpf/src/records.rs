@@ -21,6 +21,11 @@ const SEARCH: u32 = 2_048;
 /// Places that are looked at before a flow gives way whose handshake is under way: just behind another CPU's hand
 /// everything has only begun, however much is closed further on.
 const HANDSHAKES: u32 = 64;
+/// Places that are looked at one after the other. Further ones are taken from all over the table: beside one established
+/// flow there may stand tens of thousands that were made after it.
+const NEIGHBOURS: u32 = HANDSHAKES + 1;
+/// From one of those to the next, modulo the number of records.
+const STRIDE: u32 = 0x9e37_79b1;
 /// Established flows give way when they were idle this long and nothing else can (5 min).
 const SHORTEST_IDLE: u32 = clock::ticks_from_millis(300_000);
 
@@ -83,12 +88,18 @@ struct Search<F> {
     looked: u32,
 }
 
+/// How far from the hand a round looks.
+#[inline(always)]
+fn distance(round: u32) -> u32 {
+    if round < NEIGHBOURS { round } else { round.wrapping_mul(STRIDE) }
+}
+
 impl<F: Path> Search<F> {
     /// Looks at one place; true when the search is over.
     #[inline(always)]
     fn look(&mut self, round: u32) -> bool {
         self.looked = round + 1;
-        let Some(index) = self.hand.wrapping_add(round).checked_rem(F::max_flows()) else { return true };
+        let Some(index) = self.hand.wrapping_add(distance(round)).checked_rem(F::max_flows()) else { return true };
         let Some(flow) = table::record::<F>(index) else { return false };
         let seq = table::read(&flow.head.seq);
         if seq & 1 != 0 {
@@ -130,11 +141,13 @@ pub fn claim<F: Path>() -> u32 {
         looked: 0,
     };
     helpers::repeat(if hand.exhausted == now { WINDOW } else { SEARCH }, look::<F>, &mut search);
-    hand.hand = hand.hand.wrapping_add(search.looked);
     if search.class == Class::Live as u32 {
+        hand.hand = hand.hand.wrapping_add(search.looked.min(NEIGHBOURS));
         hand.exhausted = now;
         return NO_RECORD;
     }
+    // Where one was found there will be more.
+    hand.hand = hand.hand.wrapping_add(distance(search.looked.wrapping_sub(1))).wrapping_add(1);
     if take::<F>(search.best, search.seq) { search.best } else { NO_RECORD }
 }
 

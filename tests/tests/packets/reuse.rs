@@ -59,6 +59,18 @@ fn rule_16_a_handshake_under_way_keeps_its_record_while_others_are_closed() {
     handshakes_survive(world(256, 20_000), 256);
 }
 
+/// A table that is full but for what only began: three quarters of it are connections that were opened in one go.
+#[test]
+fn rule_16_many_established_flows_side_by_side_are_no_obstacle() {
+    let mut world = world(4096, 20_000);
+    for port in 1000..1000 + 3072 {
+        world.open(client(port), VIP);
+    }
+    let clients = |range: std::ops::Range<u16>| range.map(|port| tcp(client(port), VIP, SYN));
+    assert_eq!(world.send_all(clients(10_000..20_000)).len(), 10_000, "all are forwarded");
+    assert_eq!(world.send_all((1000..1000 + 3072).map(|port| tcp(client(port), VIP, ACK))).len(), 3072);
+}
+
 #[test]
 fn rule_02_a_handshake_under_way_keeps_its_port_while_others_are_closed() {
     handshakes_survive(world(4096, 128), 128);
