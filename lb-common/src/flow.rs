@@ -39,6 +39,25 @@ pub type Tuple4 = Tuple<V4>;
 pub type Tuple6 = Tuple<V6>;
 
 impl<F: Family> Tuple<F> {
+    /// A tuple from a packet's words: `ports` are both, source first, as they stand there.
+    ///
+    /// Ports and protocol are written as one word: whoever reads the tuple next reads it as one, and a CPU does not
+    /// forward several narrow stores to a wider load.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_packet(source: F::Address, destination: F::Address, ports: u32, protocol: u8) -> Self {
+        #[repr(C, align(8))]
+        struct Words<F: Family> {
+            source: F::Address,
+            destination: F::Address,
+            rest: u64,
+        }
+        const { assert!(size_of::<Words<F>>() == size_of::<Self>() && cfg!(target_endian = "little")) };
+        let words = Words::<F> { source, destination, rest: u64::from(ports) | u64::from(protocol) << 32 };
+        // SAFETY: both are `repr(C)` of the same size (asserted), without padding, and valid for every bit pattern.
+        unsafe { core::mem::transmute_copy(&words) }
+    }
+
     /// Ports and protocol as one word.
     #[inline(always)]
     #[must_use]

@@ -50,6 +50,12 @@ impl Path for V4 {
     }
 
     #[inline(always)]
+    fn addresses(head: Place) -> (Be32, Be32) {
+        let both = head.load::<u64>(ETHERNET + ipv4::ADDRESSES);
+        (Be32(both as u32), Be32((both >> 32) as u32))
+    }
+
+    #[inline(always)]
     fn set_addresses(head: Place, source: Be32, destination: Be32) {
         head.store(ETHERNET + ipv4::ADDRESSES, source.0 as u64 | (destination.0 as u64) << 32);
     }

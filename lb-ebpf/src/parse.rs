@@ -72,7 +72,7 @@ pub fn parse<F: Path>(ctx: &XdpContext) -> Parsed<F> {
     }
     match F::ip(ctx, frame, head) {
         Ok(Ip { transport, protocol, .. }) if protocol == F::ICMP => Parsed::Icmp(transport),
-        Ok(ip) => match transport(frame, F::source(head), destination, &ip, ingress) {
+        Ok(ip) => match transport(frame, F::addresses(head), &ip, ingress) {
             Ok(packet) => Parsed::Flow(packet),
             Err(reason) => Parsed::Done(reason),
         },
@@ -102,8 +102,7 @@ const _: () = assert!(core::mem::offset_of!(Interface, virtual_mac) % 2 == 0 && 
 #[inline(always)]
 fn transport<F: Path>(
     frame: Frame,
-    source: F::Address,
-    destination: F::Address,
+    (source, destination): (F::Address, F::Address),
     ip: &Ip,
     ingress: u32,
 ) -> Result<Packet<F>, Reason> {
@@ -124,14 +123,7 @@ fn transport<F: Path>(
     };
     let packet = Packet {
         transport: ip.transport,
-        tuple: Tuple {
-            source,
-            destination,
-            source_port: Be16(ports as u16),
-            destination_port: Be16((ports >> 16) as u16),
-            protocol: ip.protocol,
-            pad: [0; 3],
-        },
+        tuple: Tuple::of_packet(source, destination, ports, ip.protocol),
         length: ip.length as u32,
         flags,
         ingress,
@@ -141,7 +133,9 @@ fn transport<F: Path>(
         return Err(Reason::NotOurs);
     }
     if claimed < least || ip.transport + claimed > ETHERNET + ip.length || packet.tuple.source_port.0 == 0 {
-        return Err(contradictory(&packet.tuple));
+        // A copy, so that the packet itself need not stand in memory.
+        let tuple = packet.tuple;
+        return Err(contradictory(&tuple));
     }
     Ok(packet)
 }

@@ -78,6 +78,11 @@ pub trait Path: Once {
     fn source(head: Place) -> Self::Address;
     /// Its destination address.
     fn destination(head: Place) -> Self::Address;
+    /// Both addresses, source first.
+    #[inline(always)]
+    fn addresses(head: Place) -> (Self::Address, Self::Address) {
+        (Self::source(head), Self::destination(head))
+    }
     /// Writes both addresses, source first.
     fn set_addresses(head: Place, source: Self::Address, destination: Self::Address);
     /// Reads the IP header and whatever stands between it and the transport header (rules 26 to 29).
