@@ -416,7 +416,7 @@ impl Counted {
         let right = match path {
             Path::Floor => self.reasons.iter().all(|count| *count == 0),
             Path::Known => (forwarded, self.begun) == (runs, 0),
-            Path::New => self.begun == forwarded && forwarded * 100 >= runs * 95,
+            Path::New => self.begun.abs_diff(forwarded) * 100 <= runs && forwarded * 100 >= runs * 95,
             Path::NotOurs => of(Reason::NotOurs) == runs,
         };
         let (seen, begun) = (self.seen(), self.begun);
