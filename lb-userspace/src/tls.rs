@@ -14,7 +14,7 @@ use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 pub use tokio_rustls::client::TlsStream;
 
@@ -74,7 +74,10 @@ impl Tls {
     ///
     /// # Errors
     /// Why the handshake failed, in words.
-    pub async fn connect(&self, name: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
+    pub async fn connect<S>(&self, name: &str, stream: S) -> Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Error::failed(format!("TLS: '{name}' is not a name that a certificate can have")))?;
         self.connector.connect(name, stream).await.map_err(|error| Error::failed(format!("TLS: {}", words(&error))))

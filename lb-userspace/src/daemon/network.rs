@@ -1,12 +1,13 @@
 //! What the network does to the daemon: interfaces that come and go, addresses, routes and neighbours that change.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use lb_common::maps;
 
 use super::{Attachment, Daemon, keys};
 use crate::{
     Error, Result,
+    health::Ways,
     net::{self, Changes},
     state::XdpMode,
 };
@@ -119,6 +120,11 @@ impl Daemon {
         let host_addresses = interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect();
         let reserved_ports = net::reserved_ports();
         self.trouble = reached.trouble;
+        let vips = crate::state::guards::vip_addresses(&self.desired);
+        let own = attached.iter().flat_map(|interface| &interface.addresses).copied();
+        let own = own.filter(|address| !vips.contains(address) && !is_link_local(*address)).collect();
+        let sources = reached.sources.clone();
+        self.checker.know(Ways { next_hops: next_hops.clone(), sources, own });
         let observed = &mut self.observed;
         let changed = observed.next_hops != next_hops
             || observed.sources != reached.sources
@@ -151,6 +157,14 @@ impl Daemon {
         }
         warnings.extend(self.trouble.iter().map(|(address, why)| format!("backend {address}: {why}")));
         warnings
+    }
+}
+
+/// Good for one link only: no backend answers to it from another.
+const fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
 

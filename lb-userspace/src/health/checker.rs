@@ -16,7 +16,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc::UnboundedSender};
 
-use super::{Checked, Tally, Target, Verdict, probe};
+use super::{Checked, Tally, Target, Verdict, Ways, probe, ways::Roads};
 use crate::{Error, Result, error::Context as _, reconcile::BackendKey, state::Health};
 
 /// Time between two probes while a verdict may be changing.
@@ -25,8 +25,10 @@ const CHANGING: Duration = Duration::from_millis(500);
 const TOGETHER: Duration = Duration::from_millis(5);
 /// So many new targets begin at once; more are spread over one interval.
 const AT_ONCE: usize = 32;
-/// Most sockets that checks have open at a time, and how many descriptors are left to everything else.
+/// Most probes that are on their way at a time, how many descriptors one may need, and how many are left to everything
+/// else.
 const MOST_SOCKETS: u64 = 4_096;
+const SOCKETS_EACH: u64 = 2;
 const OTHER_FILES: u64 = 256;
 
 /// How many checks there were.
@@ -51,6 +53,8 @@ struct Shared {
     verdicts: UnboundedSender<Verdict>,
     /// Most probes at a time.
     most: usize,
+    /// How probes reach VIPs on backends.
+    roads: Roads,
 }
 
 /// Everything that changes while checks run.
@@ -89,7 +93,8 @@ impl Checker {
     }
 
     fn with_sockets(verdicts: UnboundedSender<Verdict>, most: usize) -> Result<Self> {
-        let shared = Arc::new(Shared { running: Mutex::default(), wake: Notify::new(), verdicts, most });
+        let (running, roads) = (Mutex::default(), Roads::default());
+        let shared = Arc::new(Shared { running, wake: Notify::new(), verdicts, most, roads });
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start health checks")?;
         let its = Arc::clone(&shared);
@@ -115,8 +120,15 @@ impl Checker {
         }
         running.aim(wanted, &known, &self.shared.verdicts);
         running.schedule(&new);
+        let through = running.by_target.keys().filter_map(|target| target.through.map(|(vip, _)| vip.address));
+        self.shared.roads.keep(&through.collect());
         drop(running);
         self.shared.wake.notify_one();
+    }
+
+    /// How backends are reached now, for probes that go to the VIP.
+    pub fn know(&self, ways: Ways) {
+        self.shared.roads.know(ways);
     }
 
     /// The last check of a backend.
@@ -291,7 +303,10 @@ async fn run(shared: Arc<Shared>) {
             let shared = Arc::clone(&shared);
             tokio::spawn(async move {
                 let (at, begun) = (Timestamp::now(), Instant::now());
-                let outcome = probe::probe(&target).await;
+                let outcome = match shared.roads.to(&target) {
+                    Ok(road) => probe::probe(&target, road.as_ref()).await,
+                    Err(why) => Err(why),
+                };
                 let ok = outcome.is_ok();
                 let reason = outcome.err().unwrap_or("ok".into());
                 shared.finish(number, begun, Checked { at, ok, took: begun.elapsed(), reason });
@@ -309,9 +324,9 @@ async fn run(shared: Arc<Shared>) {
 fn sockets() -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
-    let wanted = hard.min(MOST_SOCKETS + OTHER_FILES);
+    let wanted = hard.min(SOCKETS_EACH * MOST_SOCKETS + OTHER_FILES);
     let limit = if wanted > soft && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() { wanted } else { soft };
-    usize::try_from(limit.saturating_sub(OTHER_FILES).clamp(64, MOST_SOCKETS)).unwrap_or(64)
+    usize::try_from((limit.saturating_sub(OTHER_FILES) / SOCKETS_EACH).clamp(64, MOST_SOCKETS)).unwrap_or(64)
 }
 
 /// A number from 0 to 1, good enough to spread probes.

@@ -12,6 +12,7 @@ use super::{
     http::secure,
     probe::{Clock, Why, over},
     tcp,
+    through_vip::Road,
 };
 use crate::state::GrpcCheck;
 
@@ -19,8 +20,8 @@ use crate::state::GrpcCheck;
 const MOST: usize = 4 << 10;
 
 /// Asks; up is `SERVING`.
-pub async fn check(target: &Target, grpc: &GrpcCheck, clock: Clock) -> Result<(), Why> {
-    let stream = tcp::connect(target.address, clock).await?;
+pub async fn check(target: &Target, grpc: &GrpcCheck, road: Option<&Road>, clock: Clock) -> Result<(), Why> {
+    let stream = tcp::connect(target.address, road, clock).await?;
     let scheme = if grpc.tls.is_some() { "https" } else { "http" };
     match &grpc.tls {
         None => clock.step("grpc", call(stream, target, grpc, scheme)).await,
@@ -201,7 +202,7 @@ mod tests {
         let probe_of = Probe::Grpc(GrpcCheck { service: service.into(), ..GrpcCheck::default() });
         let timeout = Duration::from_secs(2);
         let check = HealthCheck { probe: probe_of, timeout, ..HealthCheck::default_for(Protocol::Tcp) };
-        probe(&Target { address, host: "10.0.0.10:50051".into(), through: None, check }).await
+        probe(&Target { address, host: "10.0.0.10:50051".into(), through: None, check }, None).await
     }
 
     /// Answers by the service that is asked about: its length is the serving status; longer ones are unknown.

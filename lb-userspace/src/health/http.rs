@@ -9,15 +9,13 @@ use std::{
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, Response, body::Bytes, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     Target,
     probe::{Clock, Why, holds, over},
-    tcp,
+    tcp::{self, Stream},
+    through_vip::Road,
 };
 use crate::{
     state::{HttpCheck, TlsCheck},
@@ -30,8 +28,14 @@ const MOST: usize = 64 << 10;
 const STALE: Duration = Duration::from_secs(60);
 
 /// A GET, over TLS if `tls` says how.
-pub async fn check(target: &Target, http: &HttpCheck, tls: Option<&TlsCheck>, clock: Clock) -> Result<(), Why> {
-    let stream = tcp::connect(target.address, clock).await?;
+pub async fn check(
+    target: &Target,
+    http: &HttpCheck,
+    tls: Option<&TlsCheck>,
+    road: Option<&Road>,
+    clock: Clock,
+) -> Result<(), Why> {
+    let stream = tcp::connect(target.address, road, clock).await?;
     match tls {
         None => get(stream, target, http, clock).await,
         Some(tls) => {
@@ -94,11 +98,11 @@ async fn body(answer: Response<Incoming>) -> Result<Vec<u8>, Why> {
 
 /// TLS over a connection, for the name that the check asks for.
 pub async fn secure(
-    stream: TcpStream,
+    stream: Stream,
     target: &Target,
     tls: &TlsCheck,
     protocol: &'static [u8],
-) -> Result<TlsStream<TcpStream>, Why> {
+) -> Result<TlsStream<Stream>, Why> {
     let host = target.host.rsplit_once(':').map_or(target.host.as_str(), |(host, _)| host);
     let address = target.address.ip().to_string();
     let said = tls.server_name.as_deref();
@@ -170,7 +174,7 @@ mod tests {
         change(&mut http);
         let timeout = Duration::from_millis(500);
         let check = HealthCheck { probe: Probe::Http(http), timeout, ..HealthCheck::default_for(Protocol::Tcp) };
-        probe(&Target { address, host: "10.0.0.10".into(), through: None, check }).await
+        probe(&Target { address, host: "10.0.0.10".into(), through: None, check }, None).await
     }
 
     /// A server that reads a request and answers with `answer`, or never when that is empty.

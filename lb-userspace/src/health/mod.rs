@@ -6,20 +6,25 @@
 //! failures or `rise` successes in a row, and while it may be changing it is probed twice a second.
 //!
 //! All probes run on one thread of their own ([`checker`]), so that ten thousand of them neither wait for the daemon
-//! nor hold it up. [`probe`] has one probe's life; `tcp`, `http`, `udp` and `grpc` what each kind says on the wire.
+//! nor hold it up. [`probe`] has one probe's life; `tcp`, `http`, `udp` and `grpc` what each kind says on the wire;
+//! `through_vip`, `ways` and `wire` how a probe reaches the VIP on one backend.
 
 mod checker;
 mod grpc;
 mod http;
 mod probe;
 mod tcp;
+mod through_vip;
 mod udp;
+mod ways;
+mod wire;
 
 use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use jiff::Timestamp;
 
 pub use checker::{Checker, Totals};
+pub use ways::Ways;
 
 use crate::{
     reconcile::BackendKey,

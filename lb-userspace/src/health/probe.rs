@@ -4,25 +4,22 @@ use std::{borrow::Cow, future::Future, io, pin::pin, task::Poll, time::Duration}
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Target, grpc, http, tcp, udp};
+use super::{Target, grpc, http, tcp, through_vip::Road, udp};
 use crate::state::Probe;
 
 /// Why a probe failed: "STEP: WHY", or a status.
 pub type Why = Cow<'static, str>;
 
-/// Probes; the error says why in words.
-pub async fn probe(target: &Target) -> Result<(), Why> {
+/// Probes, by `road` where the probe goes to the VIP; the error says why in words.
+pub async fn probe(target: &Target, road: Option<&Road>) -> Result<(), Why> {
     let clock = Clock::start(target.check.timeout);
-    if target.through.is_some() {
-        return Err("via vip: not in this version".into());
-    }
     match &target.check.probe {
         Probe::None => Ok(()),
-        Probe::Tcp(exchange) => tcp::check(target.address, exchange, clock).await,
+        Probe::Tcp(exchange) => tcp::check(target.address, exchange, road, clock).await,
         Probe::Udp(exchange) => udp::check(target.address, exchange, clock).await,
-        Probe::Http(http) => http::check(target, http, None, clock).await,
-        Probe::Https { http, tls } => http::check(target, http, Some(tls), clock).await,
-        Probe::Grpc(grpc) => grpc::check(target, grpc, clock).await,
+        Probe::Http(http) => http::check(target, http, None, road, clock).await,
+        Probe::Https { http, tls } => http::check(target, http, Some(tls), road, clock).await,
+        Probe::Grpc(grpc) => grpc::check(target, grpc, road, clock).await,
     }
 }
 

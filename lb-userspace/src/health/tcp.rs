@@ -4,20 +4,31 @@ use std::net::SocketAddr;
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
 };
 
-use super::probe::{Clock, Why, holds, words};
+use super::{
+    probe::{Clock, Why, holds, words},
+    through_vip::{self, Road},
+};
 use crate::state::Exchange;
 
 /// Most that is read in search of what is expected.
 const MOST: usize = 64 << 10;
 
+/// A connection, whatever carries it.
+pub type Stream = Box<dyn Duplex>;
+
+/// What goes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+
 /// Connects; sends and expects what the exchange says.
-pub async fn check(address: SocketAddr, exchange: &Exchange, clock: Clock) -> Result<(), Why> {
+pub async fn check(address: SocketAddr, exchange: &Exchange, road: Option<&Road>, clock: Clock) -> Result<(), Why> {
     let quiet = exchange.send.is_empty() && exchange.expect.is_empty();
-    let mut stream = clock.step("connect", open(address, quiet)).await?;
+    let mut stream = reach(address, road, quiet, clock).await?;
     if quiet {
         return Ok(());
     }
@@ -29,8 +40,24 @@ pub async fn check(address: SocketAddr, exchange: &Exchange, clock: Clock) -> Re
 }
 
 /// Opens a connection.
-pub async fn connect(address: SocketAddr, clock: Clock) -> Result<TcpStream, Why> {
-    clock.step("connect", open(address, false)).await
+pub async fn connect(address: SocketAddr, road: Option<&Road>, clock: Clock) -> Result<Stream, Why> {
+    reach(address, road, false, clock).await
+}
+
+/// Opens a connection to the backend, or to the VIP on it.
+async fn reach(address: SocketAddr, road: Option<&Road>, quiet: bool, clock: Clock) -> Result<Stream, Why> {
+    let Some((way, wire)) = road else {
+        return Ok(Box::new(clock.step("connect", open(address, quiet)).await?));
+    };
+    let opening = through_vip::connect(*way, std::sync::Arc::clone(wire));
+    match clock.until_end(opening).await {
+        Some(Ok(stream)) => Ok(Box::new(stream)),
+        Some(Err(why)) => Err(format!("connect to {} there: {why}", way.vip).into()),
+        None => {
+            let late = clock.late(&format!("connect to {} there", way.vip));
+            Err(format!("{late}: does the backend have the VIP?").into())
+        }
+    }
 }
 
 /// A connection that is reset when it is dropped: no port lingers in TIME_WAIT, and nobody waits for a FIN.
@@ -46,7 +73,7 @@ async fn open(address: SocketAddr, quiet: bool) -> Result<TcpStream, Why> {
     socket.connect(address).await.map_err(words)
 }
 
-async fn find(stream: &mut TcpStream, wanted: &[u8]) -> Result<(), Why> {
+async fn find(stream: &mut Stream, wanted: &[u8]) -> Result<(), Why> {
     let mut read = Vec::new();
     while read.len() < MOST {
         if stream.read_buf(&mut read).await.map_err(words)? == 0 {
@@ -72,7 +99,7 @@ mod tests {
     }
 
     async fn run(address: SocketAddr, exchange: Exchange) -> Result<(), Why> {
-        check(address, &exchange, Clock::start(Duration::from_millis(500))).await
+        check(address, &exchange, None, Clock::start(Duration::from_millis(500))).await
     }
 
     /// Answers "PING\r\n" with "+PO", a moment later "NG\r\n"; everything else by closing.

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Desired, Facts, Mode, ServiceSpec, Via, Vip, modes};
+use super::{Desired, Facts, Mode, Probe, ServiceSpec, Via, Vip, modes};
 use crate::{Error, Result};
 
 /// Everything that can be wrong with a new state. What stood before is not judged again: the world may have changed
@@ -32,7 +32,7 @@ pub(super) fn check(
             ))
             .hint("add a service in the new mode under another name, then remove this one"));
         }
-        supported(service)?;
+        check_via(service)?;
         let mut seen = BTreeSet::new();
         if let Some(twice) = service.vips.iter().find(|vip| !seen.insert(**vip)) {
             return Err(
@@ -103,13 +103,18 @@ fn check_owner(vip: Vip, service: &ServiceSpec, all: &Desired) -> Result<()> {
     }
 }
 
-/// What this version cannot do yet is refused, not ignored.
-fn supported(service: &ServiceSpec) -> Result<()> {
-    let not_yet = |what: String, instead: &str| Err(Error::usage(format!("{what}: not in this version")).hint(instead));
-    if service.health.via == Via::Vip {
-        return not_yet("health via 'vip'".into(), "via = \"backend\"");
+/// A check by way of the VIP needs a backend that has it, and a connection.
+fn check_via(service: &ServiceSpec) -> Result<()> {
+    if service.health.via == Via::Backend || service.health.probe == Probe::None {
+        return Ok(());
     }
-    Ok(())
+    let mode = service.mode;
+    let why = match service.health.probe {
+        _ if !mode.is_direct_return() => format!("in mode '{mode}' backends do not have the VIP"),
+        Probe::Udp(_) => "not by UDP in this version; tcp, http, https and grpc can".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(Error::usage(format!("service {}: health via = \"vip\": {why}", service.name)).hint("via = \"backend\""))
 }
 
 /// In mode `dnat` a backend's answers must pass lb; of a router in between only the operator knows where it sends them.
@@ -220,7 +225,7 @@ pub(super) fn check_backend(
 }
 
 /// Addresses of all VIPs.
-pub(super) fn vip_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
+pub(crate) fn vip_addresses(desired: &Desired) -> BTreeSet<IpAddr> {
     desired.services.values().flat_map(|service| &service.vips).map(|vip| vip.address).collect()
 }
 

@@ -212,6 +212,27 @@ mod tests {
     }
 
     #[test]
+    fn checks_by_way_of_the_vip_need_a_backend_that_has_it() {
+        let checked = |mode, probe: &str| {
+            let mut service = service(mode, &["10.0.0.10:80"], &["10.0.0.2:80"]);
+            service.health.probe = probe.parse().unwrap();
+            service.health.via = crate::state::Via::Vip;
+            added(service).map(drop)
+        };
+        for mode in [Mode::Dsr, Mode::Ipip, Mode::Gue] {
+            for probe in ["tcp", "http", "https", "grpc", "none"] {
+                checked(mode, probe).unwrap();
+            }
+            let error = checked(mode, "udp").unwrap_err();
+            assert!(error.message.contains("not by UDP") && error.hint.is_some(), "{error:?}");
+        }
+        for mode in [Mode::Nat, Mode::Dnat] {
+            let error = checked(mode, "tcp").unwrap_err();
+            assert!(error.message.contains("backends do not have the VIP"), "{error:?}");
+        }
+    }
+
+    #[test]
     fn dsr_does_not_go_through_routers() {
         let gateway = Some("10.0.0.254".parse().unwrap());
         let route = RouteTo { ifindex: 2, source: None, gateway, local: false, mtu: None };

@@ -1,12 +1,18 @@
 //! Backends of the direct-return modes: made ready by what `lb doctor` tells an operator to type.
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_userspace::lab::Host;
+use lb_userspace::{
+    lab::Host,
+    state::{Admin, BackendSpec, Mode, Probe, ServiceSpec, Source, Via, Vip},
+};
 use serde_json::Value;
 
-use super::Setup;
+use super::{Setup, eventually};
 
 impl Setup {
     /// The backends' addresses of a family, without a port.
@@ -42,6 +48,34 @@ impl Setup {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Adds a service of all backends at their IPv4 or IPv6 addresses, checked twice a second by way of its VIP.
+    pub fn add_checked_via_vip(&self, vip: &str, mode: Mode, v6: bool, probe: &str) -> Result<()> {
+        let vip: Vip = vip.parse()?;
+        let mut service = ServiceSpec::new(vip, Source::Cli);
+        service.mode = mode;
+        service.health.probe = probe.parse::<Probe>()?;
+        (service.health.via, service.health.interval) = (Via::Vip, Duration::from_millis(500));
+        let backend = |host: &Host| BackendSpec {
+            address: SocketAddr::new(if v6 { host.address6.into() } else { host.address.into() }, vip.port),
+            weight: 1,
+            admin: Admin::Ready,
+            source: Source::Cli,
+        };
+        service.backends = self.backends.iter().map(backend).collect();
+        self.add_service(service)
+    }
+
+    /// Waits until a service's backend has a verdict for a reason that has these words.
+    pub fn wait_verdict(&self, service: &str, backend: IpAddr, health: &str, reason: &str) -> Result<()> {
+        let place = |address: &str| address.parse::<SocketAddr>().is_ok_and(|place| place.ip() == backend);
+        let of = |one: &&Value| one["service"] == service && one["address"].as_str().is_some_and(place);
+        let seen = || self.json("health").ok()?.as_array()?.iter().find(of).cloned();
+        let said = |one: &Value| one["last_check"]["reason"].as_str().is_some_and(|said| said.contains(reason));
+        let right = || seen().is_some_and(|one| one["health"] == health && said(&one));
+        ensure!(eventually(right), "{service} {backend}: not {health} for '{reason}': {:?}", seen());
         Ok(())
     }
 

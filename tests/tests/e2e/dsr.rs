@@ -1,6 +1,9 @@
 //! Mode `dsr` with real servers that have the VIP on their loopback, set up as `lb doctor` and the documentation say.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_tests::e2e::{
     MODES, Setup,
@@ -8,7 +11,7 @@ use lb_tests::e2e::{
     direct::type_in,
     eventually, noise,
 };
-use lb_userspace::lab::Host;
+use lb_userspace::{lab::Host, state::Mode};
 
 const DOCUMENT: &str = include_str!("../../../docs/modes/dsr.md");
 /// The VIPs, and the same as in a URL.
@@ -173,5 +176,82 @@ fn connections_outlive_changes_and_the_daemon() {
             20 - before.trim().parse::<usize>().unwrap(),
             "those of the backend in maintenance are reset"
         );
+    }
+}
+
+/// `via = "vip"`: what checks at the backend's own address do not find out.
+#[test]
+fn a_backend_without_the_vip_is_down_and_says_why() {
+    const QUESTION: &str = "does the backend have the VIP?";
+    for (xdp, announce) in [("native", "--announce"), ("generic", "")] {
+        let mut setup = Setup::new(2, 1500).unwrap();
+        setup.serve_nginx(80, &[]).unwrap();
+        setup.attach(&format!("--xdp {xdp} {announce}")).unwrap();
+        if announce.is_empty() {
+            // Nobody else has the VIPs: the host's stack would reset what it knows nothing of.
+            Setup::ip(&setup.client, "route add 10.66.0.100/32 via 10.66.0.1").unwrap();
+            Setup::ip(&setup.client, "-6 route add fd66::100/128 via fd66::1").unwrap();
+        }
+        for (vip, host) in VIPS {
+            let v6 = vip.contains(':');
+            let of = |n: usize| -> IpAddr {
+                let host: &Host = &setup.backends[n];
+                if v6 { host.address6.into() } else { host.address.into() }
+            };
+            let (web, tcp) = (format!("{host}:80/tcp"), format!("{host}:81/tcp"));
+            setup.add_checked_via_vip(&web, Mode::Dsr, v6, "http:/name").unwrap();
+            let needs = setup.needs(of(0)).unwrap();
+            for command in &needs {
+                type_in(&setup.backends[0], command).unwrap();
+            }
+            setup.wait_verdict(&web, of(0), "up", "ok").unwrap();
+            setup.wait_verdict(&web, of(1), "down", QUESTION).unwrap();
+            for _ in 0..20 {
+                let name = setup.curl(&format!("http://{host}/name")).unwrap();
+                assert_eq!(name, setup.backends[0].address.to_string().as_bytes(), "{xdp}: only who has the VIP");
+            }
+            for command in &needs {
+                type_in(&setup.backends[1], command).unwrap();
+            }
+            setup.wait_verdict(&web, of(1), "up", "ok").unwrap();
+            let names: BTreeSet<_> = (0..40).map(|_| setup.curl(&format!("http://{host}/name")).unwrap()).collect();
+            assert_eq!(names.len(), 2, "{xdp} {vip}");
+
+            // A port that nobody serves on the VIP is another matter.
+            setup.add_checked_via_vip(&tcp, Mode::Dsr, v6, "tcp").unwrap();
+            setup.wait_verdict(&tcp, of(0), "down", "connection refused").unwrap();
+            setup.serve_echo_at(vip.parse().unwrap(), 81).unwrap();
+            let of = |n: usize| -> IpAddr {
+                let host: &Host = &setup.backends[n];
+                if v6 { host.address6.into() } else { host.address.into() }
+            };
+            setup.wait_verdict(&tcp, of(0), "up", "ok").unwrap();
+            Setup::ip(&setup.backends[1], &format!("addr del {vip}/{} dev lo", if v6 { 128 } else { 32 })).unwrap();
+            setup.wait_verdict(&tcp, of(1), "down", QUESTION).unwrap();
+            setup.wait_verdict(&web, of(1), "down", QUESTION).unwrap();
+            setup.wait_verdict(&web, of(0), "up", "ok").unwrap();
+        }
+        let failed = || {
+            let metrics = setup.metrics().unwrap();
+            let place = |line: &str| [".11:80\"", "::11]:80\""].iter().any(|backend| line.contains(backend));
+            let mine = |line: &&str| {
+                line.starts_with("lb_backend_checks_total{") && line.contains("result=\"failed\"") && place(line)
+            };
+            metrics.lines().filter(mine).map(str::to_owned).collect::<Vec<_>>()
+        };
+        // None of a good backend's checks fails: nobody resets them, and no port is taken twice.
+        let before = failed();
+        assert_eq!(before.len(), 2, "of both families: {before:?}");
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        assert_eq!(failed(), before, "{xdp}");
+        let drops = setup.json("drops").unwrap();
+        let strays = drops.as_array().unwrap().iter().find(|drop| drop["reason"] == "no-flow");
+        assert!(
+            strays.is_none_or(|drop| drop["count"] == 0),
+            "answers to checks are for none of lb's flows: {drops:#}"
+        );
+        let left = setup.backends[0].command("ss").args(["-Htn", "state", "established", "sport", "=", ":80"]).output();
+        let left = String::from_utf8_lossy(&left.unwrap().stdout).lines().count();
+        assert!(left <= 4, "{xdp}: checks leave {left} connections behind");
     }
 }

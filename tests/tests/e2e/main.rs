@@ -3,6 +3,7 @@
 mod announce;
 mod changes;
 mod config;
+mod dnat;
 mod down;
 mod dsr;
 mod ending;

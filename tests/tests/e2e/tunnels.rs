@@ -196,3 +196,33 @@ fn a_backend_without_its_device_gets_nothing_through() {
     let curl = ["-s", "--max-time", "2", "http://10.66.0.101/name"];
     assert_eq!(setup.client.command("curl").args(curl).status().unwrap().code(), Some(28), "nobody answers");
 }
+
+/// `via = "vip"`: a tunnel without an end shows, in all combinations.
+#[test]
+fn a_check_by_way_of_the_vip_goes_through_the_tunnel() {
+    for mode in [Mode::Ipip, Mode::Gue] {
+        let mut setup = Setup::new(1, 1500).unwrap();
+        setup.attach("--xdp native --announce").unwrap();
+        let names = VIPS.map(|(vip, _)| format!("{}/tcp", place(vip, 80)));
+        for ((_, outer_v6), name) in VIPS.iter().zip(&names) {
+            setup.add_checked_via_vip(name, mode, *outer_v6, "http:/name").unwrap();
+        }
+        let unwrappers = make_ready(&mut setup, mode, &[]);
+        let backend = |outer_v6| -> IpAddr {
+            let host = &setup.backends[0];
+            if outer_v6 { host.address6.into() } else { host.address.into() }
+        };
+        for ((vip, outer_v6), name) in VIPS.iter().zip(&names) {
+            setup.wait_verdict(name, backend(*outer_v6), "up", "ok").unwrap();
+            setup.curl(&format!("http://{}/name", place(vip, 80))).unwrap();
+        }
+        assert!(unwrappers[0].seen().packets > 0);
+        for device in DEVICES {
+            Setup::ip(&setup.backends[0], &format!("link set {device} down")).unwrap();
+        }
+        for ((_, outer_v6), name) in VIPS.iter().zip(&names) {
+            let question = "does the backend have the VIP?";
+            setup.wait_verdict(name, backend(*outer_v6), "down", question).unwrap();
+        }
+    }
+}
