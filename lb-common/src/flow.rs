@@ -160,6 +160,10 @@ pub struct Tail {
     pub packets_out: u64,
     /// Identity of the backend whose live flows this one is counted among (the map `live`); 0 = of nobody's.
     pub counted: u32,
+    /// With [`flag::RESTS`]: the sequence number behind the client's FIN (host order).
+    pub rest_sequence: u32,
+    /// With [`flag::RESTS`] and [`flag::STAMPED`]: the timestamp of the client's FIN (host order, RFC 7323).
+    pub rest_timestamp: u32,
     /// Zero.
     pub pad: [u8; 4],
 }
@@ -249,6 +253,10 @@ pub mod entry {
 pub mod flag {
     /// The client's packets renew its affinity.
     pub const AFFINITY: u16 = 1;
+    /// Closed, and by the backend first: there the connection rests in TIME_WAIT.
+    pub const RESTS: u16 = 2;
+    /// The client's FIN had a timestamp.
+    pub const STAMPED: u16 = 4;
 }
 
 /// States of a flow ([`Head::state`]).
@@ -305,7 +313,8 @@ pub mod tcp {
 /// The state after a TCP segment with `flags` from the client (`from_backend` false) or the backend.
 ///
 /// `direct_return` says that the backend's segments do not come by: then the client's first segment after its SYN
-/// makes the flow established.
+/// makes the flow established. Otherwise a client's RST before the backend's SYN changes nothing: it answers the
+/// acknowledgement of a connection that rests in TIME_WAIT at the backend, ends that, and the SYN comes again.
 #[inline(always)]
 #[must_use]
 pub const fn next_state(now: u8, flags: u8, from_backend: bool, direct_return: bool) -> u8 {
@@ -313,7 +322,7 @@ pub const fn next_state(now: u8, flags: u8, from_backend: bool, direct_return: b
         return now;
     }
     if flags & tcp::RST != 0 {
-        return state::CLOSED;
+        return if now == state::SYN && !from_backend && !direct_return { now } else { state::CLOSED };
     }
     if flags & tcp::FIN != 0 {
         return match (now, from_backend) {
@@ -362,6 +371,31 @@ impl Idle {
     }
 }
 
+/// What a SYN says that a connection in TIME_WAIT judges it by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Opening {
+    /// Its sequence number (host order).
+    pub sequence: u32,
+    /// Its timestamp (host order, RFC 7323), if `stamped` is not 0.
+    pub timestamp: u32,
+    /// Whether it has a timestamp.
+    pub stamped: u32,
+}
+
+impl Opening {
+    /// Whether a connection that rests in TIME_WAIT gives way to this SYN (RFC 6191; RFC 9293, section 3.10.7.4): its
+    /// sequence number is beyond the old connection's and its timestamp is not older. Linux would be content with a newer
+    /// timestamp alone, others look at the sequence number alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn supersedes(&self, flags: u16, tail: &Tail) -> bool {
+        let beyond = self.sequence.wrapping_sub(tail.rest_sequence) as i32 > 0;
+        let both = self.stamped != 0 && flags & flag::STAMPED != 0;
+        beyond && !(both && (self.timestamp.wrapping_sub(tail.rest_timestamp) as i32) < 0)
+    }
+}
+
 impl Head {
     /// Ticks since either side was heard of.
     #[inline(always)]
@@ -399,6 +433,23 @@ mod tests {
         assert_eq!(close(&[(tcp::FIN | tcp::ACK, false), (tcp::FIN | tcp::ACK, true)]), state::CLOSED);
         assert_eq!(close(&[(tcp::RST, true)]), state::CLOSED);
         assert_eq!(close(&[(tcp::RST, true), (tcp::ACK, false)]), state::CLOSED);
+        assert_eq!(close(&[(tcp::RST, false)]), state::CLOSED);
+        assert_eq!(run(&[(tcp::RST, false)]), state::SYN, "the SYN comes again, and to a free port then");
+        assert_eq!(run(&[(tcp::RST, true)]), state::CLOSED);
+    }
+
+    #[test]
+    fn a_connection_in_time_wait_gives_way_to_what_is_newer() {
+        let tail = Tail { rest_sequence: 0xffff_fff0, rest_timestamp: 0xffff_ff00, ..Tail::default() };
+        let syn = |sequence, timestamp| Opening { sequence, timestamp, stamped: 1 };
+        let stamped = flag::RESTS | flag::STAMPED;
+        assert!(syn(5, 5).supersedes(stamped, &tail), "both go round at 2^32");
+        assert!(syn(5, 0xffff_ff00).supersedes(stamped, &tail), "as old is not older");
+        assert!(!syn(5, 0xffff_feff).supersedes(stamped, &tail), "an older timestamp");
+        assert!(!syn(0xffff_fff0, 5).supersedes(stamped, &tail), "not beyond");
+        assert!(!syn(0xffff_ff00, 5).supersedes(stamped, &tail), "an older sequence number");
+        assert!(syn(5, 0xffff_feff).supersedes(flag::RESTS, &tail), "timestamps count where both have one");
+        assert!(Opening { sequence: 5, ..Opening::default() }.supersedes(stamped, &tail));
     }
 
     #[test]

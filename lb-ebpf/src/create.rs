@@ -14,7 +14,7 @@ use crate::{
     helpers, live, maps,
     parse::Packet,
     path::Path,
-    records, table,
+    records, rest, table,
     table::Found,
 };
 
@@ -30,7 +30,7 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
         if !make_way(&replies) {
             return Some(Reason::TupleTaken);
         }
-    } else if !direct && F::allocate(id, u32::from(packet.tuple.protocol), &mut replies) == 0 {
+    } else if !direct && allocate(ctx, packet, id, &mut replies) == 0 {
         maps::refuse(service, |counters| &mut counters.no_port);
         return Some(match packet.is_tcp() {
             true => F::reset(ctx, packet, Reason::PortsExhausted),
@@ -66,6 +66,12 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
         unsafe { (*counters).flows += 1 };
     }
     None
+}
+
+/// Finds a port for the flow.
+#[inline(always)]
+fn allocate<F: Path>(ctx: &XdpContext, packet: &Packet<F>, id: u32, replies: &mut Tuple<F>) -> u32 {
+    F::allocate(id, u32::from(packet.tuple.protocol), &rest::opening(ctx, packet), replies)
 }
 
 /// The backend's port: a backend without one of its own keeps the client's.

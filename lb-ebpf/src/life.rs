@@ -80,6 +80,9 @@ fn from_client<F: Path>(ctx: &XdpContext, found: &mut Found<F>, packet: &Packet<
         }
         let next = next_state(now, packet.flags, false, is_direct(flow.head.mode));
         enter(flow, next);
+        if now == state::FIN_BACKEND && next == state::CLOSED && packet.flags & tcp::FIN != 0 {
+            F::rest(ctx, found.index, packet.transport, packet.length);
+        }
     }
     Life::Goes
 }

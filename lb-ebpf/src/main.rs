@@ -51,6 +51,7 @@ mod pipeline;
 mod ports;
 mod quoted;
 mod records;
+mod rest;
 mod select;
 mod service;
 mod table;

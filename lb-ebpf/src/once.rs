@@ -7,13 +7,13 @@
 use aya_ebpf::{EbpfContext as _, bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     family::{Family, V4, V6},
-    flow::{NO_SLOT, Tuple},
+    flow::{NO_SLOT, Opening, Tuple},
     reason::Reason,
 };
 
 use crate::{
     answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, pipeline::Known, ports, records,
-    service, table, tunnel,
+    rest, service, table, tunnel,
 };
 
 /// A family's copies.
@@ -27,7 +27,9 @@ pub trait Once: Family {
     /// [`service::begin`].
     fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason>;
     /// [`ports::allocate`].
-    fn allocate(id: u32, protocol: u32, tuple: &mut Tuple<Self>) -> u32;
+    fn allocate(id: u32, protocol: u32, opening: &Opening, tuple: &mut Tuple<Self>) -> u32;
+    /// [`rest::begin`].
+    fn rest(ctx: &XdpContext, index: u32, transport: usize, length: u32) -> u32;
     /// [`records::claim`].
     fn claim() -> u32;
     /// [`records::release`].
@@ -62,7 +64,7 @@ fn unpack(number: u32) -> Option<Reason> {
 }
 
 macro_rules! once {
-    ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $claim:ident $release:ident $reset:ident
+    ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $rest:ident $claim:ident $release:ident $reset:ident
      $error:ident $receive:ident $about:ident $told:ident $deliver:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -98,9 +100,17 @@ macro_rules! once {
 
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $allocate(id: u32, protocol: u32, tuple: *mut Tuple<$family>) -> u32 {
+        extern "C" fn $allocate(id: u32, protocol: u32, opening: *const Opening, tuple: *mut Tuple<$family>) -> u32 {
             // SAFETY: as above.
-            unsafe { tuple.as_mut() }.map_or(0, |tuple| ports::allocate(id, protocol, tuple))
+            let (opening, tuple) = unsafe { (opening.as_ref(), tuple.as_mut()) };
+            let (Some(opening), Some(tuple)) = (opening, tuple) else { return 0 };
+            ports::allocate(id, protocol, opening, tuple)
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $rest(ctx: *mut xdp_md, index: u32, transport: u32, length: u32) -> u32 {
+            rest::begin::<$family>(&XdpContext::new(ctx), index, transport as usize & 0x7fff, length)
         }
 
         #[inline(never)]
@@ -182,8 +192,13 @@ macro_rules! once {
             }
 
             #[inline(always)]
-            fn allocate(id: u32, protocol: u32, tuple: &mut Tuple<Self>) -> u32 {
-                $allocate(id, protocol, tuple)
+            fn allocate(id: u32, protocol: u32, opening: &Opening, tuple: &mut Tuple<Self>) -> u32 {
+                $allocate(id, protocol, opening, tuple)
+            }
+
+            #[inline(always)]
+            fn rest(ctx: &XdpContext, index: u32, transport: usize, length: u32) -> u32 {
+                $rest(ctx.as_ptr().cast(), index, transport as u32, length)
             }
 
             #[inline(always)]
@@ -230,5 +245,5 @@ macro_rules! once {
     };
 }
 
-once!(V4: find4 insert4 known4 begin4 allocate4 claim4 release4 reset4 error4 receive4 about4 told4 deliver4);
-once!(V6: find6 insert6 known6 begin6 allocate6 claim6 release6 reset6 error6 receive6 about6 told6 deliver6);
+once!(V4: find4 insert4 known4 begin4 allocate4 rest4 claim4 release4 reset4 error4 receive4 about4 told4 deliver4);
+once!(V6: find6 insert6 known6 begin6 allocate6 rest6 claim6 release6 reset6 error6 receive6 about6 told6 deliver6);

@@ -158,6 +158,9 @@ pub mod ipv6 {
 
 /// Offsets in a TCP header (RFC 9293, section 3.1).
 pub mod tcp {
+    /// Kinds of options: no operation, and timestamps (RFC 7323) with their length.
+    pub const NOTHING: u8 = 1;
+    pub const TIMESTAMPS: (u8, u8) = (8, 10);
     pub const SEQUENCE: usize = 4;
     pub const ACKNOWLEDGEMENT: usize = 8;
     pub const DATA_OFFSET: usize = 12;

@@ -2,16 +2,17 @@
 //!
 //! There is no list of free ports either. What the backend's replies would carry is looked up in the flow index; if
 //! no flow has it, the port is free. A cursor, each CPU and backend its own, goes round all addresses and ports, so
-//! that a port rests as long as possible before it is used again. Order of reuse: free, longest closed, oldest that
-//! never got beyond the handshake. Only when every port carries an established flow is there none (rule 2).
+//! that a port rests as long as possible before it is used again. Order of reuse: free, longest closed, closed but in
+//! TIME_WAIT at the backend in a way that would refuse the SYN ([`rest`]), oldest that never got beyond the handshake.
+//! Only when every port carries an established flow is there none (rule 2).
 
 use lb_common::{
     Be16,
-    flow::{Head, Tuple, state},
+    flow::{Flow, Opening, Tuple, state},
     hash::below,
 };
 
-use crate::{helpers, maps, path::Path, records, table::Found};
+use crate::{helpers, maps, path::Path, records, rest, table::Found};
 
 /// Ports that are looked at for every new flow.
 const WINDOW: u32 = 16;
@@ -24,13 +25,15 @@ const SEARCH: u32 = 1 << 17;
 /// How good a port is; the lowest is taken.
 const FREE: u32 = 0;
 const CLOSED: u32 = 1;
-const HANDSHAKE: u32 = 2;
-const NONE: u32 = 3;
+const RESTS: u32 = 2;
+const HANDSHAKE: u32 = 3;
+const NONE: u32 = 4;
 
 /// A search for a port; `tuple` is what the backend's packets would carry.
 #[repr(C)]
 struct Search<F: Path> {
     tuple: Tuple<F>,
+    opening: Opening,
     now: u32,
     start: u32,
     addresses: u32,
@@ -72,28 +75,30 @@ impl<F: Path> Search<F> {
         let (class, idle, holder) = match Found::new(&self.tuple) {
             None => (FREE, 0, 0),
             Some(found) => {
-                let (class, idle) = held(&found.flow.head, self.now);
+                let (class, idle) = held(found.flow, &self.opening, self.now);
                 (class, idle, found.index)
             }
         };
         if class < self.class || (class == self.class && class != NONE && idle > self.idle) {
             (self.best, self.class, self.idle, self.holder) = (round, class, idle, holder);
         }
-        let enough = if self.class < HANDSHAKE { WINDOW } else { HANDSHAKES };
+        let enough = if self.class < RESTS { WINDOW } else { HANDSHAKES };
         class == FREE || (round >= enough && self.class < NONE)
     }
 }
 
 /// How good a port is that a flow holds, and how long the flow was idle.
 #[inline(always)]
-fn held(head: &Head, now: u32) -> (u32, u32) {
+fn held<F: Path>(flow: &Flow<F>, opening: &Opening, now: u32) -> (u32, u32) {
+    let (head, idle) = (&flow.head, flow.head.idle(now));
     let class = match head.state {
+        state::CLOSED if rest::rests(flow, idle, opening) => RESTS,
         state::CLOSED => CLOSED,
         _ if records::expired(head, now) => CLOSED,
         state::SYN | state::SYN_ACK => HANDSHAKE,
         _ => NONE,
     };
-    (class, head.idle(now))
+    (class, idle)
 }
 
 extern "C" fn look<F: Path>(round: u32, search: *mut Search<F>) -> u64 {
@@ -104,7 +109,7 @@ extern "C" fn look<F: Path>(round: u32, search: *mut Search<F>) -> u64 {
 /// Finds the tuple that the replies of a new flow to backend `id` shall carry, into `tuple`, which has the backend's
 /// port; whoever holds it and is over gives it up. 0: every port carries a live flow.
 #[inline(always)]
-pub fn allocate<F: Path>(id: u32, protocol: u32, tuple: &mut Tuple<F>) -> u32 {
+pub fn allocate<F: Path>(id: u32, protocol: u32, opening: &Opening, tuple: &mut Tuple<F>) -> u32 {
     let Some(backend) = maps::backends.get(id) else { return 0 };
     let (Some(cursor), Some(settings)) = (maps::port_cursor.get_ptr_mut(id), maps::settings.get(0)) else { return 0 };
     // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
@@ -122,6 +127,7 @@ pub fn allocate<F: Path>(id: u32, protocol: u32, tuple: &mut Tuple<F>) -> u32 {
             protocol: protocol as u8,
             ..Tuple::default()
         },
+        opening: *opening,
         now,
         start: cursor.next.wrapping_add(below(helpers::cpu().wrapping_mul(0x9e37_79b1), total)),
         addresses,

@@ -6,9 +6,10 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
+use etherparse::TcpOptionElement;
 use lb_common::reason::Reason;
 use lb_tests::{
-    packet::{ACK, FIN, SYN, tcp},
+    packet::{ACK, FIN, Packet, RST, SYN, Transport, tcp},
     world::World,
 };
 use nix::{
@@ -74,6 +75,86 @@ fn rule_16_many_established_flows_side_by_side_are_no_obstacle() {
 #[test]
 fn rule_02_a_handshake_under_way_keeps_its_port_while_others_are_closed() {
     handshakes_survive(world(4096, 128), 128);
+}
+
+/// A segment with this sequence number and timestamp, among other options.
+fn stamped(mut packet: Packet, sequence: u32, timestamp: Option<u32>) -> Packet {
+    if let Transport::Tcp(header) = &mut packet.transport {
+        header.sequence_number = sequence;
+        let mut options =
+            vec![TcpOptionElement::MaximumSegmentSize(1460), TcpOptionElement::SelectiveAcknowledgementPermitted];
+        options.extend(timestamp.map(|stamp| TcpOptionElement::Timestamp(stamp, 7)));
+        options.extend([TcpOptionElement::Noop, TcpOptionElement::WindowScale(7)]);
+        header.set_options(&options).unwrap();
+    }
+    packet
+}
+
+/// What the client's FIN of a connection said that rests in TIME_WAIT, and whether a SYN with sequence number 2000 and
+/// timestamp 500 supersedes it.
+const RESTING: [(u32, Option<u32>, bool); 6] = [
+    (1000, Some(400), true),
+    (1000, Some(501), false),
+    (5000, Some(400), false),
+    (1000, None, true),
+    (5000, None, false),
+    (3_000_000_000, Some(3_000_000_000), true),
+];
+
+#[test]
+fn rule_02_a_syn_goes_to_a_port_where_time_wait_at_the_backend_gives_way_to_it() {
+    let mut world = world(4096, 48);
+    let mut ports = BTreeMap::new();
+    for port in 1000..1048 {
+        let (backend, lb) = world.open(client(port), VIP);
+        let (sequence, timestamp, gives_way) = RESTING[usize::from(port) % RESTING.len()];
+        assert_eq!(world.send(&tcp(backend, lb, FIN | ACK).from_backend()).reason, Reason::ForwardedTx);
+        let fin = stamped(tcp(client(port), VIP, FIN | ACK).payload(b"bye"), sequence, timestamp);
+        assert_eq!(world.send(&fin).reason, Reason::ForwardedTx);
+        ports.insert(lb.port(), gives_way);
+    }
+    assert_eq!(ports.len(), 48);
+    let syn = |port| stamped(tcp(client(port), VIP, SYN), 2000, Some(500));
+    let wanted = ports.values().filter(|gives_way| **gives_way).count();
+    for port in 2000..2000 + wanted as u16 {
+        let taken = world.send(&syn(port)).packet().from.port();
+        assert_eq!(ports.remove(&taken), Some(true), "port {taken}; left are {ports:?}");
+    }
+    // When there is none, it is better to be refused once than to end a handshake.
+    for port in 3000..3000 + ports.len() as u16 {
+        let taken = world.send(&syn(port)).packet().from.port();
+        assert_eq!(ports.remove(&taken), Some(false), "port {taken}; left are {ports:?}");
+    }
+}
+
+#[test]
+fn rule_02_where_the_client_closed_first_nothing_rests_at_the_backend() {
+    let mut world = world(4096, 8);
+    for port in 1000..1008 {
+        let (backend, lb) = world.open(client(port), VIP);
+        assert_eq!(
+            world.send(&stamped(tcp(client(port), VIP, FIN | ACK), 5000, Some(900))).reason,
+            Reason::ForwardedTx
+        );
+        assert_eq!(world.send(&tcp(backend, lb, FIN | ACK).from_backend()).reason, Reason::ForwardedTx);
+    }
+    let all: BTreeMap<_, _> = (2000..2008)
+        .map(|port| (world.send(&stamped(tcp(client(port), VIP, SYN), 1, Some(1))).packet().from.port(), port))
+        .collect();
+    assert_eq!(all.len(), 8, "{all:?}");
+}
+
+/// A backend answers a SYN that it refuses with an acknowledgement of the old connection; the client answers that with a
+/// RST, which ends it. So the SYN must come to the same port again.
+#[test]
+fn rule_11_a_syn_that_met_time_wait_goes_to_the_same_port_again() {
+    let mut world = world(4096, 100);
+    let syn = world.send(&tcp(client(1), VIP, SYN)).packet();
+    let challenge = world.send(&tcp(syn.to, syn.from, ACK).from_backend());
+    assert_eq!((challenge.reason, challenge.packet().to), (Reason::ForwardedTx, client(1)));
+    let rst = world.send(&tcp(client(1), VIP, RST));
+    assert_eq!((rst.reason, rst.packet().from, rst.packet().to), (Reason::ForwardedTx, syn.from, syn.to));
+    assert_eq!(world.send(&tcp(client(1), VIP, SYN)).packet().from, syn.from);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
