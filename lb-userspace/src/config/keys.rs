@@ -167,6 +167,14 @@ pub static FILE: Table = Table {
             "Level of the data path's own log: 0 is off, 5 says most. For debugging: it costs much.",
         ),
         key(
+            "shared",
+            Kind::Text,
+            "none",
+            r#""etcd:lb""#,
+            "More services, shared by a fleet of balancers: `etcd:PREFIX[?addr=..]`; the keys under `PREFIX/config/` hold them.",
+        )
+        .also(&["fleet", "include"]),
+        key(
             "idle",
             Kind::Table(&IDLE),
             "see below",

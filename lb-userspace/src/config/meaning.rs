@@ -24,7 +24,8 @@ pub fn understand(reader: &Reader<'_>, typed: TypedFile) -> Config {
     let services: Vec<_> =
         typed.services.iter().map(|service| understand_service(reader, &typed, service, &mut places)).collect();
     together(reader, &typed.services, &services);
-    Config { settings, log_level: typed.bpf_log.map(|at| at.value), services, places }
+    let (log_level, shared) = (typed.bpf_log.map(|at| at.value), typed.shared.map(|at| at.value));
+    Config { settings, log_level, shared, services, places }
 }
 
 fn settings(reader: &Reader<'_>, typed: &TypedFile) -> SettingsOptions {

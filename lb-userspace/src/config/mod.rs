@@ -11,7 +11,11 @@ pub mod schema;
 mod sources;
 mod typed;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use toml::de::DeTable;
 
@@ -21,6 +25,7 @@ use self::{
 };
 use crate::{
     Error, Result,
+    discovery::SourceSpec,
     state::{Change, ServiceSpec, SettingsOptions, Source},
 };
 
@@ -34,6 +39,8 @@ pub struct Config {
     pub settings: SettingsOptions,
     /// `bpf_log`.
     pub log_level: Option<u8>,
+    /// Where services come from that a fleet of balancers shares.
+    pub shared: Option<SourceSpec>,
     /// Its services with their backends.
     pub services: Vec<ServiceSpec>,
     /// Where services, VIPs and backends stand, by the words that errors begin with.
@@ -70,9 +77,15 @@ impl Config {
     pub fn parse(file: &str, text: &str) -> Result<Self, Vec<Problem>> {
         let reader = Reader::new(file, text);
         let (document, errors) = DeTable::parse_recoverable(text);
+        // One mistake in the form often makes several errors in its line.
+        let mut lines = BTreeSet::new();
         for error in &errors {
-            let place = reader.place(&error.span().unwrap_or(0..0));
-            reader.wrong(place, "", syntax(error.message()), unquoted(text, place));
+            let span = error.span().unwrap_or(0..0);
+            let place = reader.place(&span);
+            if lines.insert(place.line) {
+                let (message, hint) = syntax(text, place, error.message(), text.get(span).unwrap_or(""));
+                reader.wrong(place, "", message, hint);
+            }
         }
         let config = meaning::understand(&reader, typed::read(&reader, &document));
         let mut problems = reader.problems();
@@ -116,9 +129,27 @@ fn unquoted(text: &str, place: Place) -> Option<String> {
     fine.then(|| format!("text stands in quotes: {} = \"{value}\"", key.trim()))
 }
 
-/// The TOML parser's words as one line.
-fn syntax(message: &str) -> String {
-    format!("this is not TOML: {}", message.lines().map(str::trim).collect::<Vec<_>>().join(", "))
+/// What to say of text whose form is wrong (`what` is the piece that the TOML parser stumbled over), and what to do.
+fn syntax(text: &str, place: Place, message: &str, what: &str) -> (String, Option<String>) {
+    if message.starts_with("duplicate key") {
+        return (format!("'{what}' is there twice in this table"), Some("keep one of them".to_owned()));
+    }
+    let message = format!("this is not TOML: {}", message.lines().map(str::trim).collect::<Vec<_>>().join(", "));
+    (message, unquoted(text, place).or_else(|| other_language(text, place)))
+}
+
+/// What to do about a file that was written for something else.
+fn other_language(text: &str, place: Place) -> Option<String> {
+    let like = |language: &str| {
+        Some(format!("this looks like {language}; TOML writes KEY = VALUE, and [[service]] before each service"))
+    };
+    if text.trim_start().starts_with('{') {
+        return like("JSON");
+    }
+    let line = text.lines().nth(place.line - 1)?.trim_start().trim_start_matches("- ");
+    let (key, value) = line.split_once(':')?;
+    let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    if is_key && (value.is_empty() || value.starts_with(' ')) { like("YAML") } else { None }
 }
 
 #[cfg(test)]

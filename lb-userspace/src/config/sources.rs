@@ -3,7 +3,10 @@
 use std::str::FromStr as _;
 
 use super::reader::{At, Section, Value};
-use crate::discovery::{SourceSpec, spec::encode};
+use crate::{
+    Error, Result,
+    discovery::{SourceSpec, Vanish, spec::encode},
+};
 
 /// Kinds of registries and the key that says what is looked up in each.
 const KINDS: [(&str, &str); 4] = [("consul", "service"), ("dns", "host"), ("etcd", "prefix"), ("file", "path")];
@@ -18,6 +21,19 @@ pub fn read(section: &Section<'_>) -> Vec<At<SourceSpec>> {
         }
     }
     sources
+}
+
+/// `shared = "etcd:PREFIX"`: where a fleet's services are.
+pub fn shared(text: &str) -> Result<SourceSpec> {
+    let wrong = || Error::usage(format!("'{text}' is not a place of shared services")).hint("etcd:PREFIX[?addr=..]");
+    if !text.starts_with("etcd:") {
+        return Err(wrong());
+    }
+    let mut source: SourceSpec = text.parse()?;
+    if source.name == source.wanted.name() {
+        source.name.push_str("/config");
+    }
+    Ok(source)
 }
 
 /// `consul = "api?tag=blue"`: what `--backends` takes, with or without the kind.
@@ -71,7 +87,15 @@ fn table(value: &Value<'_>, kind: &str, target: &str) -> Option<At<SourceSpec>> 
     match SourceSpec::from_str(&word) {
         Ok(source) => Some(At { value: source, place: value.place() }),
         Err(error) => {
-            section.reader.error(value.place(), &value.path(), error);
+            // The same in the words of a table.
+            let hint = match (kind, wanted) {
+                ("consul", None) => Some("service = \"api-service\", or tag = \"api\", or both".to_owned()),
+                ("dns", Some(_)) if section.get("port").is_none() => {
+                    Some("port = 8080; or host = \"_SERVICE._tcp.NAME\" for SRV records".to_owned())
+                }
+                _ => error.hint.clone(),
+            };
+            section.reader.error(value.place(), &value.path(), Error { hint, ..error });
             None
         }
     }
@@ -82,6 +106,10 @@ fn option(name: &str, value: &Value<'_>) -> Option<String> {
     match name {
         "passing" | "stale" => value.flag().map(|at| at.value.to_string()),
         "mass" | "weight" => value.number::<u16>().map(|at| at.value.to_string()),
+        "token_file" | "ca" | "cert" | "key" | "path" => {
+            value.parse_by(super::typed::absolute).map(|at| at.value.display().to_string())
+        }
+        "on_empty" => value.parse::<Vanish>().map(|at| at.value.to_string()),
         "empty_hold" | "interval" => value.time().map(|at| format!("{}ms", at.value.as_millis())),
         _ => value.text().map(|at| at.value),
     }

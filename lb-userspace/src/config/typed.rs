@@ -35,6 +35,7 @@ pub struct TypedFile {
     pub max_flows: Option<At<u64>>,
     pub on_exit: Option<At<OnExit>>,
     pub bpf_log: Option<At<u8>>,
+    pub shared: Option<At<SourceSpec>>,
     pub idle: IdleTimeouts,
     pub services: Vec<TypedService>,
 }
@@ -105,6 +106,7 @@ pub fn read(reader: &Reader<'_>, document: &Spanned<DeTable<'_>>) -> TypedFile {
         max_flows: top.get("max_flows").and_then(|value| value.size()),
         on_exit: top.get("on_exit").and_then(|value| value.parse()),
         bpf_log: top.get("bpf_log").and_then(|value| value.number()),
+        shared: top.get("shared").and_then(|value| value.parse_by(super::sources::shared)),
         idle: top.get("idle").and_then(|value| value.table()).map(|section| idle(&section)).unwrap_or_default(),
         services: top.get("service").map(|value| value.tables()).unwrap_or_default().iter().map(service).collect(),
     }
@@ -149,7 +151,11 @@ fn idle(section: &Section<'_>) -> IdleTimeouts {
 }
 
 fn service(section: &Section<'_>) -> TypedService {
-    let vips = section.required("vip").map(|value| value.each()).unwrap_or_default();
+    let vip = section.required("vip");
+    let vips = vip.map(|value| value.each()).unwrap_or_default();
+    if let (Some(vip), true) = (vip, vips.is_empty()) {
+        vip.wrong("a service without a VIP", Some("vip = \"10.0.0.10:80\"".to_owned()));
+    }
     TypedService {
         place: section.place,
         name: section.get("name").and_then(|value| value.parse_by(name)),
@@ -219,14 +225,6 @@ fn backend(section: &Section<'_>) -> Option<At<(SocketAddr, u16)>> {
 }
 
 fn health(section: &Section<'_>) -> TypedHealth {
-    let path = |text: &str| {
-        let path = PathBuf::from(text);
-        if path.is_absolute() {
-            Ok(path)
-        } else {
-            Err(Error::usage(format!("'{text}' is not an absolute path")).hint("begin with /"))
-        }
-    };
     let text = |name| section.get(name).and_then(|value| value.text());
     let payload = |name| section.get(name).and_then(|value| value.parse());
     let time = |name| section.get(name).and_then(|value| value.time());
@@ -247,7 +245,7 @@ fn health(section: &Section<'_>) -> TypedHealth {
         service: text("service"),
         tls: flag("tls"),
         server_name: text("server_name"),
-        ca_file: section.get("ca_file").and_then(|value| value.parse_by(path)),
+        ca_file: section.get("ca_file").and_then(|value| value.parse_by(absolute)),
         verify: flag("verify"),
         via: section.get("via").and_then(|value| value.parse()),
         interval: time("interval"),
@@ -255,6 +253,15 @@ fn health(section: &Section<'_>) -> TypedHealth {
         rise: count("rise"),
         fall: count("fall"),
     }
+}
+
+/// A path that means the same in every directory.
+pub fn absolute(text: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Error::usage(format!("'{text}' is not an absolute path")).hint("begin with /"))
 }
 
 fn kind(text: &str) -> Result<String> {

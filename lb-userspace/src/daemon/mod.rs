@@ -15,6 +15,7 @@ mod notify;
 mod registries;
 mod reload;
 mod schedulers;
+mod shared;
 mod start;
 mod view;
 
@@ -44,7 +45,11 @@ use crate::{
         server::{Answer, Call},
     },
     dataplane::{self, DataPlane, pins},
-    discovery::{Sources, sources::Heard},
+    discovery::{
+        Sources,
+        shared::{Shared, Told},
+        sources::Heard,
+    },
     error::Context as _,
     health::{Checker, Target, Verdict},
     net::{self, Changes, Interface, View},
@@ -91,6 +96,10 @@ pub struct Daemon {
     /// Removed backends' flows are not counted before.
     next_count: Instant,
     sources: Sources,
+    /// Services that are shared by a fleet, and how their source speaks to this task.
+    shared: Option<Shared>,
+    shared_number: u64,
+    tell_shared: mpsc::UnboundedSender<Told>,
     /// When what sources said becomes a change.
     state_sources_at: Option<tokio::time::Instant>,
     state: StateFile,
@@ -129,6 +138,7 @@ impl Daemon {
         mut results: mpsc::UnboundedReceiver<Verdict>,
         mut changes: mpsc::Receiver<Changes>,
         mut heard: mpsc::UnboundedReceiver<Heard>,
+        mut told: mpsc::UnboundedReceiver<Told>,
     ) -> Result<()> {
         let mut verdicts = Vec::new();
         let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
@@ -158,6 +168,7 @@ impl Daemon {
                 _ = results.recv_many(&mut verdicts, MOST_VERDICTS) => self.settle(verdicts.drain(..)).await,
                 Some(changes) = changes.recv() => self.network_changed(&changes).await,
                 Some(heard) = heard.recv() => self.source_heard(heard),
+                Some(told) = told.recv() => self.shared_heard(told),
                 () = registries::until(self.state_sources_at) => self.state_sources().await,
                 _ = round.tick() => {
                     self.count_lingering().await;

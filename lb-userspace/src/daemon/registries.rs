@@ -40,10 +40,13 @@ impl Daemon {
     /// Statements of sources that are not asked any more.
     fn orphans(&self) -> Vec<(String, String)> {
         let stated = self.desired.statements.of_registries();
-        stated.into_iter().filter(|(service, source)| !self.sources.has(service, source)).collect()
+        stated
+            .into_iter()
+            .filter(|(service, source)| !self.sources.has(service, source) && !self.is_shared(source))
+            .collect()
     }
 
-    fn state_soon(&mut self) {
+    pub(super) fn state_soon(&mut self) {
         self.state_sources_at.get_or_insert_with(|| Instant::now() + COALESCE);
     }
 
@@ -75,6 +78,7 @@ impl Daemon {
                 tracing::error!(%error, "withdraw what a source said");
             }
         }
+        self.state_shared().await;
         for (key, backends) in self.sources.take_changed() {
             let (service, source) = (key.0.clone(), Source::Registry(key.1.clone()));
             let refused = match self.change(&Change::Snapshot { service, source, backends }, false, false).await {
@@ -90,7 +94,10 @@ impl Daemon {
 
     /// `lb source release`.
     pub(super) fn release(&mut self, name: &str) -> Result<usize> {
-        let gone = self.sources.release(name)?;
+        let gone = match &mut self.shared {
+            Some(shared) if shared.source().name == name => shared.release(),
+            _ => self.sources.release(name)?,
+        };
         if gone > 0 {
             self.state_soon();
         }
@@ -100,7 +107,7 @@ impl Daemon {
     /// What somebody should look at.
     pub(super) fn source_warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        for source in self.sources.list() {
+        for source in self.all_sources() {
             let name = format!("source {} of {}", source.name, source.service);
             if let Some(error) = source.last_error.filter(|error| error.now) {
                 let stays = if source.backends > 0 { "; its last good set stays" } else { "" };

@@ -69,6 +69,7 @@ impl Daemon {
             self.attached.remove(&name);
         }
         let changed = result?;
+        self.aim_shared(config.shared)?;
         if self.see_network().await? {
             self.apply()?;
         }

@@ -147,7 +147,8 @@ pub async fn attach(mut options: AttachOptions) -> Result<()> {
     }
     let locks = locks.and_new(&options.state_dir, &options.bpffs)?;
     let bpffs = options.bpffs.clone();
-    let started = start(options, view, changes, plane, state.clone(), outcome, interfaces, locks).await;
+    let shared = config.and_then(|config| config.shared);
+    let started = start(options, view, changes, plane, state.clone(), outcome, interfaces, locks, shared).await;
     if started.is_err() && !adopting {
         pins::remove(&bpffs)?;
         state.forget()?;
@@ -238,11 +239,13 @@ async fn start(
     outcome: Outcome,
     interfaces: Vec<Interface>,
     locks: Locks,
+    shared: Option<SourceSpec>,
 ) -> Result<()> {
     let Outcome { desired, warnings, .. } = outcome;
     let listener = server::bind(&options.socket).await?;
     let (results, incoming) = mpsc::unbounded_channel();
     let (tell, heard) = mpsc::unbounded_channel();
+    let (tell_shared, told) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         view,
         trouble: BTreeMap::new(),
@@ -256,6 +259,9 @@ async fn start(
         next_count: Instant::now(),
         table_builds: 0,
         sources: Sources::new(tell),
+        shared: None,
+        shared_number: 0,
+        tell_shared,
         state_sources_at: None,
         state,
         announced: Announced::open(&options.state_dir),
@@ -286,11 +292,12 @@ async fn start(
     }
     daemon.aim_checks();
     daemon.aim_sources();
+    daemon.aim_shared(shared)?;
     let (calls, requests) = mpsc::channel(64);
     tokio::spawn(server::serve(listener, calls));
     let ended = {
         say::ready();
-        daemon.run(requests, incoming, changes, heard).await
+        daemon.run(requests, incoming, changes, heard, told).await
     };
     match std::fs::remove_file(&options.socket) {
         Ok(()) | Err(_) => ended,

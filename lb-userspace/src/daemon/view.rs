@@ -40,7 +40,7 @@ impl Daemon {
             services: services.collect(),
             flows: FlowsStatus { active: counts.active, max: u64::from(flows.capacity()) },
             warnings: self.network_warnings().into_iter().chain(self.source_warnings()).collect(),
-            sources: self.sources.list(),
+            sources: self.all_sources(),
         })
     }
 

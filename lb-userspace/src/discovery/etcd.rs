@@ -25,14 +25,19 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Without news for this long, the prefix is listed again: a watch may die without a word.
 const QUIET: Duration = Duration::from_secs(20);
 
-/// See the module.
-pub struct Etcd {
+/// The keys under a prefix, followed.
+pub struct Keys {
     prefix: String,
-    weight: u16,
     http: Http,
     /// Values by key, at the last revision heard of.
     keys: BTreeMap<String, String>,
     watch: Option<Stream>,
+}
+
+/// See the module.
+pub struct Etcd {
+    keys: Keys,
+    weight: u16,
 }
 
 /// A watch: chunks of lines of JSON.
@@ -93,13 +98,13 @@ struct Value {
     meta: BTreeMap<String, String>,
 }
 
-impl Etcd {
-    /// A prefix with its options.
+impl Keys {
+    /// Of a prefix; nothing is asked yet.
     ///
     /// # Errors
     /// The address makes no sense.
     pub fn new(prefix: &str, options: &SourceOptions) -> Result<Self> {
-        let SourceOptions { addr, ca, cert, key, server_name, weight, .. } = options.clone();
+        let SourceOptions { addr, ca, cert, key, server_name, .. } = options.clone();
         let place = Place {
             url: addr.unwrap_or_else(|| "http://127.0.0.1:2379".to_owned()),
             port: 2379,
@@ -110,8 +115,27 @@ impl Etcd {
             unverified: false,
         };
         // The slash ends the name: the keys of `web` are not those of `web2`.
-        let prefix = format!("{prefix}/");
-        Ok(Self { prefix, weight, http: Http::new(place)?, keys: BTreeMap::new(), watch: None })
+        Ok(Self { prefix: format!("{prefix}/"), http: Http::new(place)?, keys: BTreeMap::new(), watch: None })
+    }
+
+    /// All keys with their values: at once when nothing was heard yet or `fresh`, else when there may be news.
+    ///
+    /// # Errors
+    /// In words, why there is no answer.
+    pub async fn next(&mut self, fresh: bool) -> Result<&BTreeMap<String, String>> {
+        if fresh || self.watch.is_none() {
+            self.list().await?;
+            return Ok(&self.keys);
+        }
+        match self.wait().await {
+            Ok(true) => {}
+            Ok(false) => self.list().await?,
+            Err(error) => {
+                self.watch = None;
+                return Err(error);
+            }
+        }
+        Ok(&self.keys)
     }
 
     async fn post(&mut self, path: &str, body: &serde_json::Value) -> Result<super::http::Answer> {
@@ -189,10 +213,22 @@ impl Etcd {
             }
         }
     }
+}
 
-    fn answered(&self) -> Answered {
+impl Etcd {
+    /// A prefix with its options.
+    ///
+    /// # Errors
+    /// The address makes no sense.
+    pub fn new(prefix: &str, options: &SourceOptions) -> Result<Self> {
+        Ok(Self { keys: Keys::new(prefix, options)?, weight: options.weight })
+    }
+}
+
+impl Registry for Etcd {
+    async fn next(&mut self, fresh: bool) -> Result<Answered> {
         let mut answered = Answered::default();
-        for (key, value) in &self.keys {
+        for (key, value) in self.keys.next(fresh).await? {
             match instance(value, self.weight) {
                 Ok((address, instance)) => {
                     if answered.set.insert(address, instance).is_some() {
@@ -202,25 +238,7 @@ impl Etcd {
                 Err(why) => answered.warnings.push(format!("etcd: key {key} left out: {why}")),
             }
         }
-        answered
-    }
-}
-
-impl Registry for Etcd {
-    async fn next(&mut self, fresh: bool) -> Result<Answered> {
-        if fresh || self.watch.is_none() {
-            self.list().await?;
-            return Ok(self.answered());
-        }
-        match self.wait().await {
-            Ok(true) => {}
-            Ok(false) => self.list().await?,
-            Err(error) => {
-                self.watch = None;
-                return Err(error);
-            }
-        }
-        Ok(self.answered())
+        Ok(answered)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`spec`] says what a source is and how it is written. Each sort of registry ([`consul`], [`dns`], [`etcd`], [`file`])
 //! is a [`Registry`]: it yields whole sets of [`Instance`]s by address. [`guard`] decides how much of an answer is
-//! believed, and [`sources`] runs all of it for the daemon's state task, which feeds the sets into the desired state.
+//! believed, and [`sources`] runs all of it for the daemon's state task, which feeds the sets into the desired state. [`shared`] does
+//! the same for whole services.
 
 pub mod consul;
 pub mod dns;
@@ -10,6 +11,7 @@ pub mod etcd;
 pub mod file;
 pub mod guard;
 pub mod http;
+pub mod shared;
 pub mod sources;
 pub mod spec;
 

@@ -267,12 +267,7 @@ impl Running {
             state: state.to_owned(),
             backends: self.guard.good().len(),
             age_s: self.answered.map(|at| at.elapsed().as_secs()),
-            last_error: self.error.as_ref().map(|(at, error)| SourceError {
-                at: *at,
-                message: error.message.clone(),
-                hint: error.hint.clone(),
-                now: self.failing,
-            }),
+            last_error: self.error.as_ref().map(|(at, error)| in_words(*at, error, self.failing)),
             held,
             warnings: self.warnings.iter().chain(&self.refused).cloned().collect(),
             answers: self.answers,
@@ -280,6 +275,11 @@ impl Running {
             changes: self.changes,
         }
     }
+}
+
+/// An error as it is shown; `now`: it is not over.
+pub(super) fn in_words(at: Timestamp, error: &Error, now: bool) -> SourceError {
+    SourceError { at, message: error.message.clone(), hint: error.hint.clone(), now }
 }
 
 fn policy(wish: &Wish) -> Policy {
@@ -354,7 +354,7 @@ impl Line {
 }
 
 /// Full jitter: anything up to a bound that doubles with every failure.
-fn pause(failures: u32, random: f64) -> Duration {
+pub(super) fn pause(failures: u32, random: f64) -> Duration {
     let bound = PAUSE.saturating_mul(1 << failures.min(6)).min(LONGEST_PAUSE);
     bound.mul_f64(random).max(PAUSE / 10)
 }

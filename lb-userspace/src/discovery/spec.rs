@@ -6,6 +6,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::http::{Http, Place};
 use crate::{Error, Result, state::words::parse_duration};
 
 /// How long an empty answer after a full one is not believed.
@@ -270,6 +271,11 @@ impl SourceSpec {
         }
         if self.options.cert.is_some() != self.options.key.is_some() {
             return wrong("a certificate needs its key, and a key its certificate", "give both cert and key");
+        }
+        if let (Some(url), Wanted::Consul(_) | Wanted::Etcd { .. }) = (&self.options.addr, &self.wanted) {
+            let place = Place { url: url.clone(), ..Place::default() };
+            Http::new(place)
+                .map_err(|error| Error { message: format!("source '{}': {}", self.name, error.message), ..error })?;
         }
         match &self.wanted {
             Wanted::Consul(query) if query.service.is_none() && query.tags.is_empty() => wrong(
@@ -539,6 +545,8 @@ mod tests {
             ("dns::80", "the name is missing"),
             ("dns:web:80?tag=a", "a dns source has no option 'tag'"),
             ("dns:web:80?addr=resolver.example", "not the address of a DNS server"),
+            ("consul:web?addr=ftp://10.0.0.9", "'ftp' is not spoken here"),
+            ("etcd:lb/web?addr=http://10.0.0.9:port", "'port' is not a port"),
             ("etcd:", "the prefix is missing"),
             ("file:web.list", "relative path"),
             ("file:/x?mass=101", "not a share"),

@@ -3,6 +3,7 @@
 mod announce;
 mod changes;
 mod config;
+mod described;
 mod dnat;
 mod down;
 mod dsr;
