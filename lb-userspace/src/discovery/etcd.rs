@@ -17,8 +17,9 @@ use super::{
     Answered, Instance, Registry,
     http::{Http, Place},
     spec::SourceOptions,
+    written::{Written, of_text},
 };
-use crate::{Error, Result, error::Context as _, state::words::parse_backend};
+use crate::{Error, Result, error::Context as _};
 
 /// Longest that a question may take.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -86,16 +87,6 @@ struct Event {
     #[serde(default, rename = "type")]
     kind: String,
     kv: Pair,
-}
-
-#[derive(Deserialize)]
-struct Value {
-    address: String,
-    weight: Option<u16>,
-    #[serde(default)]
-    tags: Vec<String>,
-    #[serde(default)]
-    meta: BTreeMap<String, String>,
 }
 
 impl Keys {
@@ -243,13 +234,12 @@ impl Registry for Etcd {
 }
 
 fn instance(value: &str, weight: u16) -> Result<(std::net::SocketAddr, Instance), String> {
-    if !value.trim_start().starts_with('{') {
-        let (address, said) = parse_backend(value.trim()).map_err(|error| error.message)?;
-        return Ok((address, Instance::of_weight(if value.contains('=') { said } else { weight })));
-    }
-    let value: Value = serde_json::from_str(value).map_err(|error| error.to_string())?;
-    let (address, _) = parse_backend(&value.address).map_err(|error| error.message)?;
-    Ok((address, Instance { weight: value.weight.unwrap_or(weight), tags: value.tags, meta: value.meta }))
+    let said = if value.trim_start().starts_with('{') {
+        serde_json::from_str::<Written>(value).map_err(|error| error.to_string())?.meaning(weight)
+    } else {
+        of_text(value, weight)
+    };
+    said.map_err(|error| error.message)
 }
 
 /// The first key after all that begin with a prefix.

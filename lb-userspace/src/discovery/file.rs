@@ -3,7 +3,6 @@
 //! The directory is watched, not the file: editors write beside it and rename, and ConfigMaps swap links.
 
 use std::{
-    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -17,8 +16,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Answered, Instance, Registry, guard::Set};
-use crate::{Error, Result, error::Context as _, state::words::parse_backend};
+use super::{
+    Answered, Instance, Registry,
+    guard::Set,
+    written::{Written, of_text},
+};
+use crate::{Error, Result, error::Context as _};
 
 /// The file is looked at this often even if nothing is heard: some file systems tell nothing.
 const LOOK: Duration = Duration::from_secs(5);
@@ -109,25 +112,17 @@ impl Registry for File {
 #[serde(untagged)]
 enum Element {
     Text(String),
-    Whole {
-        address: String,
-        weight: Option<u16>,
-        #[serde(default)]
-        tags: Vec<String>,
-        #[serde(default)]
-        meta: BTreeMap<String, String>,
-    },
+    Whole(Written),
 }
 
 /// `ADDR:PORT[=WEIGHT]` per line, `#` begins a comment; or a JSON list of the same texts or of
 /// `{"address", "weight", "tags", "meta"}`.
 fn parse(text: &str, path: &Path, weight: u16) -> Result<Set> {
     let mut set = Set::new();
-    let mut put = |place: &str, text: &str, tags, meta, own: Option<u16>| -> Result<()> {
+    let mut put = |place: &str, said: Result<(SocketAddr, Instance)>| -> Result<()> {
         let wrong = |error: Error| Error { message: format!("{place}: {}", error.message), ..error };
-        let (address, said) = parse_backend(text).map_err(wrong)?;
-        let weight = own.unwrap_or(if text.contains('=') { said } else { weight });
-        match set.insert(address, Instance { weight, tags, meta }) {
+        let (address, instance) = said.map_err(wrong)?;
+        match set.insert(address, instance) {
             None => Ok(()),
             Some(_) => Err(wrong(Error::usage(format!("backend {address}: named twice")).hint("name it once"))),
         }
@@ -140,8 +135,8 @@ fn parse(text: &str, path: &Path, weight: u16) -> Result<Set> {
         for (n, element) in elements.into_iter().enumerate() {
             let place = format!("{}: element {}", path.display(), n + 1);
             match element {
-                Element::Text(text) => put(&place, &text, Vec::new(), BTreeMap::new(), None)?,
-                Element::Whole { address, weight, tags, meta } => put(&place, &address, tags, meta, weight)?,
+                Element::Text(text) => put(&place, of_text(&text, weight))?,
+                Element::Whole(written) => put(&place, written.meaning(weight))?,
             }
         }
         return Ok(set);
@@ -149,7 +144,7 @@ fn parse(text: &str, path: &Path, weight: u16) -> Result<Set> {
     for (n, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if !line.is_empty() {
-            put(&format!("{}:{}", path.display(), n + 1), line, Vec::new(), BTreeMap::new(), None)?;
+            put(&format!("{}:{}", path.display(), n + 1), of_text(line, weight))?;
         }
     }
     Ok(set)

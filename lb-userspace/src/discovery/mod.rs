@@ -14,6 +14,7 @@ pub mod http;
 pub mod shared;
 pub mod sources;
 pub mod spec;
+mod written;
 
 pub use sources::{Sources, Wish};
 pub use spec::{SourceSpec, Vanish, Wanted};

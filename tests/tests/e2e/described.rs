@@ -111,10 +111,12 @@ fn services_in_etcd_are_shared_by_balancers_and_held_when_they_vanish() {
     let warned = |words: &str| sources(&setup)[0]["warnings"].to_string().contains(words);
     assert!(eventually(|| warned("lb/config/web:3:1: service.vipp")), "{}", sources(&setup));
     assert_eq!(backends(&setup).len(), 2, "a key with an error keeps what it said");
-    etcd.put("lb/config/web", &web("10.66.0.1"), None).unwrap();
-    assert!(eventually(|| warned("not taken over") && warned("10.66.0.1:8080")), "{}", sources(&setup));
-    assert_eq!(backends(&setup).len(), 2, "what a guard refuses changes nothing");
     etcd.put("lb/config/web", &web("10.66.0.12"), None).unwrap();
+    etcd.put("lb/config/third", &other.replace("other", "third"), None).unwrap();
+    assert!(eventually(|| warned("not taken over") && warned("10.66.0.1:81")), "{}", sources(&setup));
+    assert_eq!(backends(&setup).len(), 2, "what a guard refuses changes nothing");
+    etcd.delete("lb/config/third").unwrap();
+    assert!(eventually(|| !warned("not taken over")), "{}", sources(&setup));
     wait_state(&setup, "ok");
 
     etcd.delete("lb/config/more").unwrap();
@@ -140,6 +142,17 @@ fn services_in_etcd_are_shared_by_balancers_and_held_when_they_vanish() {
     assert_eq!(sources(&setup), json!([]));
 }
 
+/// Waits until a source warns of something.
+fn warned(setup: &Setup, words: &str) {
+    let has = || sources(setup)[0]["warnings"].to_string().contains(words);
+    assert!(eventually(has), "no '{words}': {}", sources(setup));
+}
+
+/// Who answers at the VIP.
+fn answer(setup: &Setup) -> Vec<u8> {
+    setup.curl("http://10.66.0.1/name").unwrap()
+}
+
 /// Apps that do everything wrong: what they do to themselves, they do to nobody else.
 #[test]
 fn apps_that_misbehave_with_consul_harm_only_themselves() {
@@ -151,25 +164,20 @@ fn apps_that_misbehave_with_consul_harm_only_themselves() {
     consul.register(instance("good", "10.66.0.11:8080", &[])).unwrap();
     setup.attach("--vip 80 --health http:/name --backends consul:web?empty_hold=1s").unwrap();
     setup.wait_usable(1).unwrap();
-    let warned = |words: &str| {
-        let has = || sources(&setup)[0]["warnings"].to_string().contains(words);
-        assert!(eventually(has), "no '{words}': {}", sources(&setup));
-    };
-    let good = || setup.curl("http://10.66.0.1/name").unwrap();
     consul.register(instance("host", "nowhere.example:8080", &[])).unwrap();
-    warned("'nowhere.example' is a host name that is not found");
+    warned(&setup, "'nowhere.example' is a host name that is not found");
     consul.register(instance("zero", "10.66.0.12:0", &[])).unwrap();
-    warned("the port is missing");
+    warned(&setup, "the port is missing");
     consul.register(instance("own", "10.66.0.1:8080", &[])).unwrap();
-    warned("this host's");
+    warned(&setup, "10.66.0.1:8080: the address is a VIP");
     consul.register(instance("multi", "224.0.0.1:8080", &[])).unwrap();
-    warned("224.0.0.1");
+    warned(&setup, "224.0.0.1");
     consul.register(instance("again", "10.66.0.11:8080", &[])).unwrap();
-    warned("is registered twice");
+    warned(&setup, "is registered twice");
     let mut odd = instance("odd", "10.66.0.12:8080", &[]);
     odd["Meta"] = json!({ "lb-weight": "heavy" });
     consul.register(odd).unwrap();
-    warned("lb-weight=heavy is not a weight");
+    warned(&setup, "lb-weight=heavy is not a weight");
     let mut nothing = instance("nothing", "10.66.0.13:8080", &[]);
     nothing["Meta"] = json!({ "lb-weight": "0" });
     consul.register(nothing).unwrap();
@@ -183,21 +191,21 @@ fn apps_that_misbehave_with_consul_harm_only_themselves() {
     );
     setup.wait_usable(2).unwrap();
     for _ in 0..20 {
-        assert!(good() != b"10.66.0.13", "a weight of 0 takes no new connections");
+        assert!(answer(&setup) != b"10.66.0.13", "a weight of 0 takes no new connections");
     }
     // One that comes and goes all the time: no request of the others fails.
     for _ in 0..15 {
         consul.deregister("odd").unwrap();
-        good();
+        answer(&setup);
         consul.register(instance("odd", "10.66.0.12:8080", &[])).unwrap();
-        good();
+        answer(&setup);
     }
     setup.wait_usable(2).unwrap();
     // One that dies without a word: Consul believes in it, our own check does not.
     setup.kill_server(1).unwrap();
     setup.wait_usable(1).unwrap();
     for _ in 0..10 {
-        assert_eq!(good(), b"10.66.0.11");
+        assert_eq!(answer(&setup), b"10.66.0.11");
     }
     assert_eq!(backends(&setup).len(), 3, "Consul still names it");
 }
