@@ -23,8 +23,7 @@ use crate::{
 pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mode: u8, id: u32) -> Option<Reason> {
     let Some(backend) = maps::backends.get(id) else { return Some(Reason::NoService) };
     let direct = is_direct(of_mode);
-    let mut replies = Tuple::<F>::default();
-    replies.source_port = server_port(packet, backend);
+    let mut replies = Tuple::<F> { source_port: server_port(packet, backend), ..Tuple::default() };
     if of_mode == mode::DNAT {
         as_the_client(packet, backend, &mut replies);
         if !make_way(&replies) {

@@ -24,7 +24,6 @@
     ),
     feature(asm_experimental_arch)
 )]
-#![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "on the host this crate is only checked"))]
 #![cfg_attr(
     not(target_arch = "bpf"),
     expect(missing_docs, reason = "the macro makes a second function and leaves it bare")

@@ -41,7 +41,7 @@ pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
             match out {
                 Output::Json => println!("{gone}"),
                 Output::Table => {
-                    println!("{name}: {} let go; known flows go on until they end", count(gone, "held backend"))
+                    println!("{name}: {} let go; known flows go on until they end", count(gone, "held backend"));
                 }
             }
         }
