@@ -186,7 +186,7 @@ impl Demo {
         let failed = self.total().1;
         match at_verdict {
             Some(until) => {
-                println!("   {} requests failed before the verdict, {} after it.", until - before, failed - until)
+                println!("   {} requests failed before the verdict, {} after it.", until - before, failed - until);
             }
             None => println!("   {} requests failed, and there is no verdict yet.", failed - before),
         }
