@@ -18,6 +18,9 @@ pub(super) const LOOPBACK: u32 = 1;
 pub(super) const SAFETY: Duration = Duration::from_secs(5);
 /// How often, and how long apart, new backends' neighbours are looked for before a change is called done.
 pub(super) const NEIGHBOUR_LOOKS: u32 = 5;
+/// The same before a start is called done: an interface that has just come up asks for IPv6 neighbours only when it
+/// knows that its own address is nobody else's (RFC 4862), which takes one to two seconds.
+pub(super) const NEIGHBOUR_LOOKS_AT_START: u32 = 40;
 const NEIGHBOUR_LOOK: Duration = Duration::from_millis(50);
 
 impl Daemon {

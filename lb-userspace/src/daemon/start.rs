@@ -281,7 +281,7 @@ async fn start(
         let attachment = Attachment { xdp: daemon.desired.settings.xdp, interface, gone: false, trouble: None };
         daemon.attached.insert(attachment.interface.name.clone(), attachment);
     }
-    daemon.find_neighbours(super::network::NEIGHBOUR_LOOKS).await?;
+    daemon.find_neighbours(super::network::NEIGHBOUR_LOOKS_AT_START).await?;
     daemon.apply()?;
     daemon.attach_all().await?;
     daemon.see_network().await?;

@@ -149,8 +149,8 @@ fn connections_outlive_changes_and_the_daemon() {
         let count = |setup: &Setup| setup.done(&counted).unwrap();
         let before = count(&setup);
         assert_ne!(before, "0\n");
-        for n in 0..20 {
-            ping(&mut streams[n], "while it drains").unwrap();
+        for stream in streams.iter_mut().take(20) {
+            ping(stream, "while it drains").unwrap();
             ping(&mut connect(&setup.client, to).unwrap(), "a new one").unwrap();
         }
         assert_eq!(count(&setup), before, "a drained backend takes no new connections");

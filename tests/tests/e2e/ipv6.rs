@@ -50,7 +50,8 @@ fn udp_is_answered_by_the_vip() {
         setup.attach(&format!("--xdp {mode} --vip [{BALANCER6}]:53/udp --backends {list}")).unwrap();
         setup.wait_usable(2).unwrap();
         for length in [0, 1, 2, 3, 31, 512, 1451, 1452] {
-            ping_udp(&setup.client, vip6(53), &noise(length)).unwrap_or_else(|e| panic!("{mode}, {length}: {e:#}"));
+            ping_udp(&setup.client, vip6(53), &noise(length))
+                .unwrap_or_else(|e| panic!("{mode}, {length}: {e:#}: {}", setup.done("drops").unwrap()));
         }
         let [first, second] = [0, 1].map(|n| format!("conn count --backend [{}]:5353", setup.backends[n].address6));
         let spread = || [&first, &second].map(|count| setup.done(count).unwrap() != "0\n");

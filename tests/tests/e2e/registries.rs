@@ -105,7 +105,7 @@ fn conformance(setup: &Setup, consul: &mut dyn ConsulLike) {
     assert!(eventually(|| source(setup)["held"][0]["confirmed"] == true), "{}", source(setup));
     assert!(answers(setup) && backends(setup) == [(12, 3)]);
     let released = setup.lb("source release consul:web/blue").unwrap();
-    assert!(String::from_utf8_lossy(&released.stdout).contains("1 held backends let go"));
+    assert!(String::from_utf8_lossy(&released.stdout).contains("1 held backend let go"));
     wait_backends(setup, &[]);
     assert!(eventually(|| setup.curl(URL).is_err_and(|error| error.to_string().contains("(7)"))));
 
