@@ -54,6 +54,7 @@ use crate::{
     health::{Checker, Target, Verdict},
     net::{self, Changes, Interface, View},
     reconcile::{BackendKey, Lingering, Observed, compile, on_down, slow_start},
+    say,
     state::{Change, Desired, Facts, OnExit, Outcome, XdpMode, file::StateFile},
 };
 
@@ -153,6 +154,8 @@ impl Daemon {
         let mut watchdog = interval(self.notify.every().unwrap_or(STATUS));
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let status = self.in_a_line();
+        // Only now: who has read it may send a signal at once.
+        say::ready();
         self.notify.ready(&status);
         let end = loop {
             tokio::select! {

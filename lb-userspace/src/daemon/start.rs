@@ -295,10 +295,7 @@ async fn start(
     daemon.aim_shared(shared)?;
     let (calls, requests) = mpsc::channel(64);
     tokio::spawn(server::serve(listener, calls));
-    let ended = {
-        say::ready();
-        daemon.run(requests, incoming, changes, heard, told).await
-    };
+    let ended = daemon.run(requests, incoming, changes, heard, told).await;
     match std::fs::remove_file(&options.socket) {
         Ok(()) | Err(_) => ended,
     }

@@ -118,8 +118,10 @@ fn all_combinations(mode: Mode, xdp: &str) {
     assert_eq!(total(|seen| seen.bytes), sum(&setup, "bytes"), "{mode} {xdp}: bytes");
     for seen in &seen {
         assert_eq!(seen.senders, [IpAddr::from(BALANCER), IpAddr::from(BALANCER6)].into(), "lb's own addresses");
-        assert_eq!(seen.longest, 1500 - overhead(mode, false), "{mode} {xdp}: the longest that fits was used");
     }
+    // Which of the backends has the long packets is chance.
+    let longest = seen.iter().map(|seen| seen.longest).max();
+    assert_eq!(longest, Some(1500 - overhead(mode, false)), "{mode} {xdp}: the longest that fits was used");
     let drops = setup.json("drops").unwrap();
     let count = |reason: &str| {
         let found = drops.as_array().unwrap().iter().find(|drop| drop["reason"] == reason);
