@@ -20,7 +20,9 @@ fn proxy(setup: &Setup, n: usize) -> Result<Server> {
     let path = setup.directory().join("proxy.conf");
     fs::write(&path, text)?;
     let mut command = setup.backends[n].command("nginx");
-    Server::start(command.arg("-e").arg(SILENCE).arg("-c").arg(&path), Path::new(SILENCE))
+    // One process: a worker would outlive its killed master.
+    command.args(["-g", "master_process off;", "-e", SILENCE]).arg("-c").arg(&path);
+    Server::start(&mut command, Path::new(SILENCE))
 }
 
 pub(super) fn both_ways() -> Result<()> {
