@@ -9,14 +9,12 @@ use lb_common::{
 
 use crate::{
     helpers, maps,
-    packet::{ETHERNET, Frame},
+    packet::{ETHERNET, Frame, ICMP},
     parse::address_flags,
     path::Path,
     quoted,
 };
 
-/// Bytes of an ICMP header.
-const ICMP: usize = 8;
 /// Most bytes that an error quotes (a multiple of four).
 const MOST_QUOTED: u32 = 128;
 /// Answers per service and tick (134 ms): about a hundred a second.

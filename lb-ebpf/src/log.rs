@@ -45,45 +45,28 @@ extern "C" fn log_packet(ctx: *mut xdp_md, reason: u32) -> u32 {
     let level = level(Reason::from_number(reason));
     let ingress = ctx.ingress_ifindex() as u32;
     let Some(head) = frame.at(0, ETHERNET) else { return 0 };
+    // One macro for both families, whose addresses are of different types.
+    macro_rules! ip {
+        ($protocol:expr, $from:expr, $to:expr, $ports:expr) => {{
+            let (protocol, (from_port, to_port)): (u8, _) = ($protocol, $ports);
+            let (from, to) = ($from, $to);
+            #[rustfmt::skip]
+            aya_log_ebpf::log!(&ctx, level, "{} {} {} {:i} {} {:i} {}", reason, ingress, protocol, from, from_port, to, to_port);
+        }};
+    }
     match head.load::<u16>(ETHERNET - 2) {
         TYPE_IPV4 => {
             let Some(head) = frame.at(ETHERNET, IPV4) else { return 0 };
-            let protocol: u8 = head.load(ipv4::PROTOCOL);
-            let from = u32::from_be(head.load(ipv4::ADDRESSES));
-            let to = u32::from_be(head.load(ipv4::ADDRESSES + 4));
+            let address = |at| u32::from_be(head.load(at));
             // Options move the ports; lines of such packets show none.
             let plain = head.load::<u8>(ipv4::VERSION_IHL) == 0x45;
             let ports = if plain { ports(frame, ETHERNET + IPV4) } else { (0, 0) };
-            aya_log_ebpf::log!(
-                &ctx,
-                level,
-                "{} {} {} {:i} {} {:i} {}",
-                reason,
-                ingress,
-                protocol,
-                from,
-                ports.0,
-                to,
-                ports.1
-            );
+            ip!(head.load(ipv4::PROTOCOL), address(ipv4::ADDRESSES), address(ipv4::ADDRESSES + 4), ports);
         }
         TYPE_IPV6 => {
             let Some(head) = frame.at(ETHERNET, IPV6) else { return 0 };
-            let protocol: u8 = head.load(ipv6::NEXT_HEADER);
             let (from, to) = (address(head, ipv6::SOURCE), address(head, ipv6::DESTINATION));
-            let ports = ports(frame, ETHERNET + IPV6);
-            aya_log_ebpf::log!(
-                &ctx,
-                level,
-                "{} {} {} {:i} {} {:i} {}",
-                reason,
-                ingress,
-                protocol,
-                from,
-                ports.0,
-                to,
-                ports.1
-            );
+            ip!(head.load(ipv6::NEXT_HEADER), from, to, ports(frame, ETHERNET + IPV6));
         }
         other => aya_log_ebpf::log!(&ctx, level, "{} {} {}", reason, ingress, u16::from_be(other)),
     }

@@ -117,6 +117,9 @@ pub const TCP: usize = network_types::tcp::TcpHdr::LEN;
 /// Bytes of a UDP header.
 pub const UDP: usize = network_types::udp::UdpHdr::LEN;
 
+/// Bytes of an ICMP header, over either family (RFC 792, RFC 4443).
+pub const ICMP: usize = 8;
+
 /// Ethernet type of IPv4, as it stands in the frame.
 pub const TYPE_IPV4: u16 = 0x0800_u16.to_be();
 /// Ethernet type of IPv6, as it stands in the frame.

@@ -3,7 +3,6 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    Be16,
     checksum::{delta, update, update_udp},
     flow::{Flow, Tuple},
     reason::Reason,
@@ -13,14 +12,12 @@ use crate::{
     direct::{self, Parcel, is_direct},
     forward::{self, Way, way},
     helpers, maps,
-    packet::{ETHERNET, Frame, PROTOCOL_TCP, PROTOCOL_UDP, Place, tcp, udp},
+    packet::{ETHERNET, Frame, ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Place, tcp, udp},
     path::Path,
     select, service,
     table::Found,
 };
 
-/// Bytes of an ICMP header.
-const ICMP: usize = 8;
 /// Bytes of a transport header that are always quoted (RFC 792): ports, and UDP's checksum.
 const LEAST: usize = 8;
 
@@ -37,15 +34,8 @@ pub fn forward<F: Path>(ctx: &XdpContext, at: usize) -> Reason {
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
         return Reason::IcmpPassed;
     }
-    let both = ports.load::<u32>(0);
-    let sent = Tuple {
-        source: F::source(quoted),
-        destination: F::destination(quoted),
-        source_port: Be16(both as u16),
-        destination_port: Be16((both >> 16) as u16),
-        protocol,
-        pad: [0; 3],
-    };
+    let (source, destination) = F::addresses(quoted);
+    let sent = Tuple::<F>::of_packet(source, destination, ports.load(0), protocol);
     let Some(head) = frame.at(0, ETHERNET + F::HEADER) else { return Reason::Truncated };
     // An error goes to whoever sent the packet that it is about.
     if !F::same(F::destination(head), sent.source) {

@@ -88,8 +88,6 @@ fn search<F: Path>(bucket: &Bucket, tuple: &Tuple<F>, hash: u64, except: u32) ->
         let index = entry::record(word);
         let Some(flow) = record::<F>(index) else { continue };
         let seq = read(&flow.head.seq);
-        // The record's last line will be needed, too: it is on its way while the first is compared.
-        let _ = read(&flow.tail.ifindex);
         let theirs = if word & entry::FROM_BACKEND != 0 { &flow.backend } else { &flow.client };
         if theirs.is(tuple) && index != except {
             return (seq as u64) << 32 | (word & ((1 << entry::TAG_SHIFT) - 1)) as u64;

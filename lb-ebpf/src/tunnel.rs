@@ -4,7 +4,6 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    Be16,
     family::{V4, V6},
     flow::Tuple,
     outer,
@@ -16,13 +15,11 @@ use crate::{
     forward, helpers,
     icmp::Problem,
     once::Once as _,
-    packet::{ETHERNET, Frame, Macs, PROTOCOL_UDP},
+    packet::{ETHERNET, Frame, ICMP, Macs, PROTOCOL_UDP},
     path::Path,
     table::Found,
 };
 
-/// Bytes of an ICMP header.
-const ICMP: usize = 8;
 /// The least MTU that a client is told (RFC 791).
 const LEAST: u32 = 68;
 
@@ -69,15 +66,8 @@ pub fn told<F: Path>(ctx: &XdpContext, inner: usize, mtu: u32) -> Reason {
     let head = head.before(ETHERNET);
     let Some((header, protocol)) = F::quoted(head) else { return Reason::IcmpPassed };
     let Some(ports) = frame.at(inner + header, 8) else { return Reason::IcmpPassed };
-    let both = ports.load::<u32>(0);
-    let sent = Tuple {
-        source: F::source(head),
-        destination: F::destination(head),
-        source_port: Be16(both as u16),
-        destination_port: Be16((both >> 16) as u16),
-        protocol,
-        pad: [0; 3],
-    };
+    let (source, destination) = F::addresses(head);
+    let sent = Tuple::<F>::of_packet(source, destination, ports.load(0), protocol);
     let Some(Found { flow, .. }) = Found::<F>::new(&sent) else { return Reason::IcmpPassed };
     if !is_direct(flow.head.mode) {
         return Reason::IcmpPassed;
