@@ -155,7 +155,7 @@ impl World {
         let mut service = ServiceSpec::new(vip.parse()?, Source::Cli);
         let name = service.name.clone();
         for text in backends {
-            let (address, weight) = lb_userspace::state::words::parse_backend(text)?;
+            let (address, weight) = lb_userspace::state::typed::parse_backend(text)?;
             service.backends.push(BackendSpec { address, weight, admin: Admin::Ready, source: Source::Cli });
             self.verdict(&name, address, Health::Up);
             self.reach(address.ip(), INGRESS, 1500);

@@ -133,8 +133,11 @@ pub struct SourceStatus {
     pub target: String,
     /// `waiting` (no answer yet), `ok`, `error` (the last good set stays) or `holding` (removals are not believed).
     pub state: String,
-    /// Backends in the set that counts.
+    /// Backends that it states and that its service has.
     pub backends: usize,
+    /// Backends that it states and that its service has not: a guard refused them, or the operator removed them.
+    #[serde(default)]
+    pub left_out: usize,
     /// Seconds since its last answer.
     pub age_s: Option<u64>,
     /// The last error, and whether it is over.

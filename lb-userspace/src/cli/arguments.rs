@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::state::{
     IdleTimeouts, Mode, OnDown, OnEmpty, OnExit, Probe, Scheduler, ServiceOptions, XdpMode,
-    words::{
+    typed::{
         BackendList, parse_client, parse_count, parse_duration, parse_flows, parse_list, parse_log_level, parse_ports,
         parse_server, parse_weight,
     },
@@ -285,7 +285,7 @@ pub enum Backend {
     /// New backends
     Add {
         /// ADDR:PORT[=WEIGHT]
-        #[arg(required = true, value_parser = crate::state::words::parse_backend)]
+        #[arg(required = true, value_parser = crate::state::typed::parse_backend)]
         backends: Vec<(SocketAddr, u16)>,
         #[command(flatten)]
         of: Of,

@@ -1,22 +1,31 @@
 //! `lb check`: whether a config file is right.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use serde_json::json;
 
 use super::arguments::{Arguments, Output};
 use crate::{
-    Result,
-    config::Config,
-    say::count,
+    Error, Result,
+    config::{Config, problem::Place},
+    error::Kind,
+    say::{count, warning},
     state::{Desired, Facts},
 };
 
 /// Reads a file and says what is wrong in it. What depends on this host (addresses, routes, listeners) is only looked at
-/// when the file is used.
+/// when the file is used; files that it names and that are not here get a warning.
 pub fn check(arguments: &Arguments, file: &Path) -> Result<()> {
     let checked = Config::read(file).and_then(|config| {
-        let outcome = Desired::default().change(&config.statement(), &Facts::default(), false);
+        for named in &config.files {
+            if let Err(error) = fs::metadata(&named.path) {
+                let Place { line, column } = named.place;
+                let (file, key, path) = (file.display(), &named.key, named.path.display());
+                warning(&format!("{file}:{line}:{column}: {key}: {path}: {error} (on this host)"));
+            }
+        }
+        // Forced: this host may not be the one that the file is for.
+        let outcome = Desired::default().change(&config.statement(), &Facts::default(), true);
         outcome.map(|outcome| outcome.desired).map_err(|error| config.located(file, error))
     });
     let (services, backends, sources) = checked.as_ref().map_or((0, 0, 0), |desired| {
@@ -37,5 +46,5 @@ pub fn check(arguments: &Arguments, file: &Path) -> Result<()> {
         }
         Output::Table => {}
     }
-    checked.map(drop)
+    checked.map(drop).map_err(|error| Error { kind: Kind::Failed, ..error })
 }

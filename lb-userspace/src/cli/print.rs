@@ -110,7 +110,7 @@ pub fn health(status: &Status, out: Output) {
     let rows = all.iter().map(|backend| {
         let (at, took, reason) = backend.last_check.as_ref().map_or_else(
             || ("-".to_owned(), "-".to_owned(), "not checked".to_owned()),
-            |check| (check.at.to_string(), format!("{} ms", check.took_ms), check.reason.clone()),
+            |check| (check.at.strftime("%FT%TZ").to_string(), format!("{} ms", check.took_ms), check.reason.clone()),
         );
         [backend.address.to_string(), backend.service.clone(), backend.health.to_string(), reason, took, at]
     });
@@ -139,7 +139,10 @@ pub fn sources(sources: &[SourceStatus], out: Output) {
             source.kind.clone(),
             source.service.clone(),
             source.state.clone(),
-            source.backends.to_string(),
+            match source.left_out {
+                0 => source.backends.to_string(),
+                left_out => format!("{} ({left_out} left out)", source.backends),
+            },
             source.age_s.map_or_else(|| "-".to_owned(), |age| format!("{age} s")),
             why,
             error,

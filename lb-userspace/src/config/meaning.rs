@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Config,
     problem::Place,
-    reader::Reader,
+    reader::{At, Reader},
     typed::{Announce, TypedFile, TypedHealth, TypedService},
 };
 use crate::{
@@ -25,13 +25,20 @@ pub fn understand(reader: &Reader<'_>, typed: TypedFile) -> Config {
         typed.services.iter().map(|service| understand_service(reader, &typed, service, &mut places)).collect();
     together(reader, &typed.services, &services);
     let (log_level, shared) = (typed.bpf_log.map(|at| at.value), typed.shared.map(|at| at.value));
-    Config { settings, log_level, shared, services, places }
+    Config { settings, log_level, shared, services, files: reader.files(), places }
 }
 
 fn settings(reader: &Reader<'_>, typed: &TypedFile) -> SettingsOptions {
-    let mut seen = BTreeSet::new();
-    for name in typed.interfaces.iter().filter(|name| !seen.insert(name.value.as_str())) {
-        reader.wrong(name.place, "interfaces", format!("{} is named twice", name.value), Some("name it once".into()));
+    twice(reader, "interfaces", &typed.interfaces);
+    twice(reader, "snat", &typed.snat);
+    for at in typed.interfaces.iter().filter(|at| at.value == "lo") {
+        let why = "lo is the loopback device: no client's packets come in there";
+        reader.wrong(at.place, "interfaces", why, Some("the interface towards the clients".to_owned()));
+    }
+    for at in &typed.snat {
+        if let Err(error) = guards::check_snat_alone(at.value) {
+            reader.error(at.place, "snat", error);
+        }
     }
     let announce = typed.announce.as_ref().and_then(|at| match &at.value {
         Announce::On(device) => Some(device.clone()),
@@ -55,6 +62,13 @@ fn settings(reader: &Reader<'_>, typed: &TypedFile) -> SettingsOptions {
         snat_ports: typed.snat_ports.as_ref().map(|at| at.value),
         max_flows,
         on_exit: typed.on_exit.as_ref().map(|at| at.value),
+    }
+}
+
+fn twice<T: Ord + std::fmt::Display>(reader: &Reader<'_>, key: &str, all: &[At<T>]) {
+    let mut seen = BTreeSet::new();
+    for at in all.iter().filter(|at| !seen.insert(&at.value)) {
+        reader.wrong(at.place, key, format!("{} is named twice", at.value), Some("name it once".to_owned()));
     }
 }
 
@@ -83,17 +97,17 @@ fn understand_service(
         service.health = health(reader, typed, first.protocol);
     }
     service.discovery = sources(reader, typed);
-    service.backends = backends(reader, typed);
+    service.backends = backends(reader, typed, &service);
     places.insert(format!("service {}", service.name), typed.place);
     places.extend(typed.vips.iter().map(|at| (format!("VIP {}", at.value), at.place)));
     places.extend(typed.backends.iter().map(|at| (format!("backend {}", at.value.0), at.place)));
     service
 }
 
-fn backends(reader: &Reader<'_>, typed: &TypedService) -> Vec<BackendSpec> {
+fn backends(reader: &Reader<'_>, typed: &TypedService, service: &ServiceSpec) -> Vec<BackendSpec> {
     let mut backends: BTreeMap<_, BackendSpec> = BTreeMap::new();
     for at in &typed.backends {
-        let (address, weight) = at.value;
+        let (address, weight) = (service.place(at.value.0), at.value.1);
         let spec = BackendSpec { address, weight, admin: Admin::Ready, source: Source::File };
         if backends.insert(address, spec).is_some() {
             let hint = Some("name it once, with its weight".to_owned());
@@ -115,12 +129,14 @@ fn sources(reader: &Reader<'_>, typed: &TypedService) -> Vec<crate::discovery::S
 /// What fits together only as a whole.
 fn together(reader: &Reader<'_>, typed: &[TypedService], services: &[ServiceSpec]) {
     let vips: BTreeSet<_> = services.iter().flat_map(|service| &service.vips).map(|vip| vip.address).collect();
-    let mut names: BTreeMap<&str, Place> = BTreeMap::new();
+    let mut names: BTreeMap<&str, (Place, bool)> = BTreeMap::new();
     let mut owners: BTreeMap<Vip, Place> = BTreeMap::new();
     for (typed, service) in typed.iter().zip(services) {
         let place = typed.name.as_ref().map_or(typed.place, |at| at.place);
-        let first = names.insert(&service.name, place);
-        if let (Some(first), Some(_)) = (first, &typed.name) {
+        // Two without a name have the same VIP, which is told anyhow.
+        if let Some((first, named)) = names.insert(&service.name, (place, typed.name.is_some()))
+            && (named || typed.name.is_some())
+        {
             let hint = Some("give each service a name of its own".to_owned());
             let message = format!("'{}' is the name of another service (line {})", service.name, first.line);
             reader.wrong(place, "service.name", message, hint);
@@ -134,9 +150,13 @@ fn together(reader: &Reader<'_>, typed: &[TypedService], services: &[ServiceSpec
             }
         }
         for at in &typed.backends {
-            if let Err(error) = guards::check_backend_alone(service, at.value.0, &vips) {
+            if let Err(error) = guards::check_backend_alone(service, service.place(at.value.0), &vips) {
                 reader.error(at.place, "service.backends", error);
             }
+        }
+        let via = typed.health.as_ref().and_then(|health| health.via.as_ref());
+        if let (Some(via), Err(error)) = (via, guards::check_via(service)) {
+            reader.error(via.place, "service.health.via", error);
         }
     }
 }
@@ -164,34 +184,28 @@ fn health(reader: &Reader<'_>, typed: &TypedHealth, protocol: Protocol) -> Healt
             }
         }
     }
-    let check = HealthCheck {
+    let interval = typed.interval.as_ref().map_or(default.interval, |at| at.value);
+    // Said, it must fit into the interval; not said, it does.
+    let timeout = typed.timeout.as_ref().map_or_else(|| default.timeout.min(interval), |at| at.value);
+    if let Some(at) = typed.timeout.as_ref().filter(|_| timeout > interval) {
+        let message =
+            format!("{timeout:?} is longer than the interval, {interval:?}: the next check would begin before");
+        let hint = Some(format!("at most {interval:?}, or a longer interval"));
+        reader.wrong(at.place, "service.health.timeout", message, hint);
+    }
+    HealthCheck {
         probe: probe(typed, word),
         via: typed.via.as_ref().map_or(default.via, |at| at.value),
-        interval: typed.interval.as_ref().map_or(default.interval, |at| at.value),
-        timeout: typed.timeout.as_ref().map_or(default.timeout, |at| at.value),
+        interval,
+        timeout,
         rise: typed.rise.as_ref().map_or(default.rise, |at| at.value),
         fall: typed.fall.as_ref().map_or(default.fall, |at| at.value),
         port: typed.port.as_ref().map(|at| at.value),
-    };
-    times(reader, typed, &check);
-    check
-}
-
-fn times(reader: &Reader<'_>, typed: &TypedHealth, check: &HealthCheck) {
-    let wrong = |place: Option<Place>, key: &str, message: String, hint: &str| {
-        reader.wrong(place.unwrap_or(typed.place), &format!("service.health.{key}"), message, Some(hint.to_owned()));
-    };
-    let place = |at: &Option<super::reader::At<std::time::Duration>>| at.as_ref().map(|at| at.place);
-    if check.interval.as_millis() < 100 {
-        wrong(place(&typed.interval), "interval", format!("{:?} is too short", check.interval), "100ms or longer");
-    }
-    if check.timeout.is_zero() {
-        wrong(place(&typed.timeout), "timeout", "0 leaves no time for an answer".to_owned(), "as in \"500ms\"");
     }
 }
 
 fn probe(typed: &TypedHealth, word: &str) -> Probe {
-    let value = |at: &Option<super::reader::At<String>>| at.as_ref().map(|at| at.value.clone());
+    let value = |at: &Option<At<String>>| at.as_ref().map(|at| at.value.clone());
     let http = || HttpCheck {
         path: value(&typed.path).unwrap_or_else(|| "/".to_owned()),
         host: value(&typed.host),

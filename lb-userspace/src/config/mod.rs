@@ -11,16 +11,19 @@ pub mod schema;
 mod sources;
 mod typed;
 
+pub use reader::Named;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Read as _,
     path::Path,
 };
 
 use toml::de::DeTable;
 
 use self::{
-    problem::{Place, Problem},
+    problem::{Lines, Place, Problem},
     reader::Reader,
 };
 use crate::{
@@ -43,6 +46,8 @@ pub struct Config {
     pub shared: Option<SourceSpec>,
     /// Its services with their backends.
     pub services: Vec<ServiceSpec>,
+    /// Other files that it names.
+    pub files: Vec<Named>,
     /// Where services, VIPs and backends stand, by the words that errors begin with.
     places: BTreeMap<String, Place>,
 }
@@ -58,16 +63,19 @@ impl Config {
         if size.is_dir() {
             return Err(unreadable("this is a directory".to_owned(), "name a file"));
         }
-        if size.len() > LARGEST {
+        let mut bytes = Vec::new();
+        fs::File::open(path)
+            .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+            .map_err(|error| unreadable(error.to_string(), "name a file that can be read"))?;
+        if bytes.len() as u64 > LARGEST {
             return Err(unreadable(format!("larger than {} MiB", LARGEST >> 20), "is it the right file?"));
         }
-        let bytes = fs::read(path).map_err(|error| unreadable(error.to_string(), "name a file that can be read"))?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            let line = error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
-            unreadable(format!("line {line} is not UTF-8"), "save it as UTF-8")
-        })?;
-        Self::parse(&path.display().to_string(), &text).map_err(|problems| problem::as_error(path, problems))
+        let file = path.display().to_string();
+        let parsed = match std::str::from_utf8(&bytes) {
+            Ok(text) => Self::parse(&file, text),
+            Err(error) => Err(vec![not_utf8(file, &bytes, error.valid_up_to())]),
+        };
+        parsed.map_err(|problems| problem::as_error(path, problems))
     }
 
     /// Understands the text of a file.
@@ -86,6 +94,10 @@ impl Config {
                 let (message, hint) = syntax(text, place, error.message(), text.get(span).unwrap_or(""));
                 reader.wrong(place, "", message, hint);
             }
+        }
+        if errors.is_empty() && document.get_ref().is_empty() {
+            let hint = "interfaces = [\"eth0\"], and a [[service]] for each service; lb detach ends lb";
+            reader.wrong(Place { line: 1, column: 1 }, "", "nothing is said here", Some(hint.to_owned()));
         }
         let config = meaning::understand(&reader, typed::read(&reader, &document));
         let mut problems = reader.problems();
@@ -112,6 +124,16 @@ impl Config {
     }
 }
 
+/// Where text ends to be UTF-8.
+fn not_utf8(file: String, bytes: &[u8], good: usize) -> Problem {
+    let place = Lines::new(std::str::from_utf8(&bytes[..good]).unwrap_or_default()).place(&(good..good));
+    let (message, hint) = match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => ("this is UTF-16".to_owned(), "save it as UTF-8"),
+        _ => (format!("the byte 0x{:02x} is not UTF-8", bytes[good]), "save it as UTF-8; is it the right file?"),
+    };
+    Problem { file, place, key: String::new(), message, hint: Some(hint.to_owned()) }
+}
+
 /// Whether what is wrong in a line may follow from what is wrong in the form of others.
 fn follows(text: &str, broken: &[usize], line: usize) -> bool {
     let is_header = |number: usize| text.lines().nth(number - 1).is_some_and(|line| line.trim_start().starts_with('['));
@@ -125,7 +147,11 @@ fn unquoted(text: &str, place: Place) -> Option<String> {
     let (key, value) = line.split_once('=')?;
     let value = value.split('#').next().unwrap_or(value).trim();
     let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
-    let fine = !value.is_empty() && value.chars().all(is_word);
+    if let Some(quoted) = value.strip_prefix(['“', '”', '‘', '’', '„']) {
+        let inner = quoted.trim_end_matches(['“', '”', '‘', '’']);
+        return Some(format!("plain quotes: {} = \"{inner}\"", key.trim()));
+    }
+    let fine = !key.trim().is_empty() && !value.is_empty() && value.chars().all(is_word);
     fine.then(|| format!("text stands in quotes: {} = \"{value}\"", key.trim()))
 }
 
@@ -152,6 +178,8 @@ fn other_language(text: &str, place: Place) -> Option<String> {
     if is_key && (value.is_empty() || value.starts_with(' ')) { like("YAML") } else { None }
 }
 
+#[cfg(test)]
+mod agree;
 #[cfg(test)]
 mod wrong;
 
@@ -198,9 +226,12 @@ consul = { service = "api-service", tag = "api" }
     }
 
     #[test]
-    fn a_file_of_nothing_says_nothing() {
-        let config = Config::parse("lb.toml", "# nothing\n").unwrap();
-        assert_eq!((config.settings, config.services), (SettingsOptions::default(), Vec::new()));
+    fn interfaces_alone_are_enough() {
+        let config = Config::parse("lb.toml", "interfaces = \"eth0\"\n").unwrap();
+        assert_eq!(
+            (config.settings.interfaces.as_slice(), config.services),
+            (["eth0".to_owned()].as_slice(), Vec::new())
+        );
     }
 
     #[test]
@@ -313,13 +344,19 @@ consul = { service = "api-service", tag = "api" }
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing.toml");
         let binary = directory.path().join("binary.toml");
-        fs::write(&binary, b"a = 1\nb = \"\xff\"").unwrap();
+        let endless = Path::new("/dev/zero");
         for (path, words) in
-            [(missing.as_path(), "No such file"), (directory.path(), "directory"), (&binary, "line 2 is not UTF-8")]
+            [(missing.as_path(), "No such file"), (directory.path(), "directory"), (endless, "larger than")]
         {
             let error = Config::read(path).unwrap_err();
             assert!(error.message.contains(words) && error.hint.is_some(), "{error}");
         }
+        let said = |bytes: &[u8]| {
+            fs::write(&binary, bytes).unwrap();
+            Config::read(&binary).unwrap_err().problems[0].to_string()
+        };
+        assert!(said(b"a = 1\n\xc3\xbc = \"\xff\"").ends_with("binary.toml:2:6: the byte 0xff is not UTF-8"));
+        assert!(said(b"\xff\xfea\0").ends_with("binary.toml:1:1: this is UTF-16"));
     }
 
     /// Writes what is generated when LB_BLESS is set; else it must be what stands there.

@@ -1,7 +1,7 @@
 //! Reads tables of TOML by [`super::keys`]: types, unknown keys, the nearest right word. Collects everything that is
 //! wrong instead of stopping at the first.
 
-use std::{cell::RefCell, fmt::Display, ops::Range, str::FromStr, time::Duration};
+use std::{cell::RefCell, fmt::Display, ops::Range, path::PathBuf, str::FromStr, time::Duration};
 
 use toml::{
     Spanned,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Error,
-    state::words::{parse_duration, parse_size},
+    state::typed::{parse_duration, parse_size},
 };
 
 /// A value with the place where it was written.
@@ -31,13 +31,25 @@ pub struct Reader<'a> {
     file: String,
     lines: Lines<'a>,
     problems: RefCell<Vec<Problem>>,
+    files: RefCell<Vec<Named>>,
+}
+
+/// A file that a key names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Where.
+    pub place: Place,
+    /// The whole name of the key.
+    pub key: String,
+    /// The file.
+    pub path: PathBuf,
 }
 
 impl<'a> Reader<'a> {
     /// Of a file with this text.
     #[must_use]
     pub fn new(file: &str, text: &'a str) -> Self {
-        Self { file: file.to_owned(), lines: Lines::new(text), problems: RefCell::default() }
+        Self { file: file.to_owned(), lines: Lines::new(text), problems: RefCell::default(), files: RefCell::default() }
     }
 
     /// Where a span begins.
@@ -61,6 +73,12 @@ impl<'a> Reader<'a> {
         self.wrong(place, key, error.message, hint);
     }
 
+    /// The files that were named.
+    #[must_use]
+    pub fn files(&self) -> Vec<Named> {
+        self.files.borrow().clone()
+    }
+
     /// Everything that is wrong, in the order of the file.
     #[must_use]
     pub fn problems(self) -> Vec<Problem> {
@@ -71,10 +89,30 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What nginx, HAProxy, IPVS and others call what lb has.
+const ELSEWHERE: [(&str, &str); 14] = [
+    ("ip_hash", "source-hash"),
+    ("hash", "source-hash"),
+    ("source", "source-hash"),
+    ("consistent", "maglev"),
+    ("mh", "maglev"),
+    ("least_conn", "least-conn"),
+    ("masq", "nat"),
+    ("masquerading", "nat"),
+    ("dr", "dsr"),
+    ("direct", "dsr"),
+    ("gatewaying", "dsr"),
+    ("tun", "ipip"),
+    ("tunnel", "ipip"),
+    ("skb", "generic"),
+];
+
 /// A hint of words, beginning with the one that was probably meant: the message has what was typed in quotes.
 fn with_nearest(message: &str, words: &str, hint: &str) -> String {
     let typed = message.split('\'').nth(1).unwrap_or("");
-    match nearest(typed, words.split_whitespace()) {
+    let elsewhere = ELSEWHERE.iter().find(|(word, _)| *word == typed).map(|(_, word)| *word);
+    let called = elsewhere.filter(|word| words.split_whitespace().any(|known| known == *word));
+    match called.or_else(|| nearest(typed, words.split_whitespace())) {
         Some(word) => format!("did you mean '{word}'? {hint}"),
         None => hint.to_owned(),
     }
@@ -174,8 +212,11 @@ fn meant(known: &'static Table, typed: &str) -> Option<&'static str> {
     if elsewhere(known, typed).is_some() { None } else { nearest(&lower, known.keys.iter().map(|key| key.name)) }
 }
 
-/// Another table that has a key of this name.
+/// Another table that has a key of this name. Options of one sort of registry are no help to another.
 fn elsewhere(known: &'static Table, typed: &str) -> Option<&'static Table> {
+    if known.path.starts_with("service.discovery.") {
+        return None;
+    }
     super::keys::FILE.all().into_iter().find(|table| table.path != known.path && table.key(typed).is_some())
 }
 
@@ -193,7 +234,10 @@ fn unknown(known: &'static Table, typed: &str, value: &DeValue<'_>) -> (String, 
         (None, Some(table)) if table.path.is_empty() => {
             format!("'{typed}' belongs at the top of the file, before the first [..]")
         }
-        (None, Some(table)) => format!("'{typed}' belongs in {}", written(table)),
+        (None, Some(table)) => match table.key(typed).map(|key| &key.kind) {
+            Some(Kind::Table(inner)) => format!("write [{}], below its [[service]]", inner.path),
+            _ => format!("'{typed}' belongs in {}", written(table)),
+        },
         (None, None) => format!("known here: {}", known.keys.iter().map(|key| key.name).collect::<Vec<_>>().join(" ")),
     };
     (message, hint)
@@ -237,6 +281,12 @@ impl<'a> Value<'a> {
         self.reader.wrong(self.place(), &self.path(), message, hint);
     }
 
+    /// A right value; or none, where the key may be left out.
+    fn instead(&self) -> String {
+        let Key { name, default, example, .. } = self.key;
+        format!("{name} = {example}{}", if default.is_empty() { "" } else { ", or leave the key out" })
+    }
+
     fn at<T>(&self, value: T) -> At<T> {
         At { value, place: self.place() }
     }
@@ -251,6 +301,10 @@ impl<'a> Value<'a> {
     /// Text.
     pub fn text(&self) -> Option<At<String>> {
         match self.raw() {
+            DeValue::String(text) if text.is_empty() => {
+                self.wrong("there is nothing in the quotes", Some(self.instead()));
+                None
+            }
             DeValue::String(text) => Some(self.at(text.to_string())),
             _ => {
                 self.not("text in quotes");
@@ -285,7 +339,29 @@ impl<'a> Value<'a> {
             );
             return None;
         }
-        self.parse_by(parse_duration)
+        let time = self.parse_by(parse_duration)?;
+        let Kind::Time(low, high) = self.key.kind else { return Some(time) };
+        let edges = (parse_duration(low), parse_duration(high));
+        if let (Ok(least), Ok(most)) = edges
+            && !(least..=most).contains(&time.value)
+        {
+            self.wrong(format!("{} is out of range", self.typed()), Some(format!("{low} to {high}")));
+            return None;
+        }
+        Some(time)
+    }
+
+    /// The text as it was typed.
+    fn typed(&self) -> &str {
+        self.raw().as_str().unwrap_or_default()
+    }
+
+    /// An absolute path of a file.
+    pub fn path_of_file(&self) -> Option<At<PathBuf>> {
+        let path = self.parse_by(absolute)?;
+        let named = Named { place: path.place, key: self.path(), path: path.value.clone() };
+        self.reader.files.borrow_mut().push(named);
+        Some(path)
     }
 
     /// A size: a number, or text with a unit.
@@ -296,6 +372,10 @@ impl<'a> Value<'a> {
                 return None;
             };
             return Some(self.at(size));
+        }
+        if !self.raw().is_str() {
+            self.not("a whole number, or text with a unit");
+            return None;
         }
         self.parse_by(parse_size)
     }
@@ -328,10 +408,14 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Its members: those of a list, or itself.
+    /// Its members: those of a list, or itself. A list of nothing is wrong where one thing would do.
     #[must_use]
     pub fn each(&self) -> Vec<Self> {
         match self.raw() {
+            DeValue::Array(list) if list.is_empty() && matches!(self.key.kind, Kind::Some(_)) => {
+                self.wrong("the list is empty", Some(self.instead()));
+                Vec::new()
+            }
             DeValue::Array(list) => list.iter().map(|value| Self { value, ..*self }).collect(),
             _ => vec![*self],
         }
@@ -389,8 +473,17 @@ fn table_in(kind: &Kind) -> Option<&'static Table> {
         Kind::Table(table) | Kind::Tables(table) => Some(table),
         Kind::List(inner) | Kind::Some(inner) => table_in(inner),
         Kind::Either(kinds) => kinds.iter().find_map(table_in),
-        Kind::Text | Kind::Word(_) | Kind::Time | Kind::Size | Kind::Number(..) | Kind::Flag => None,
+        Kind::Text | Kind::Word(_) | Kind::Time(..) | Kind::Size | Kind::Number(..) | Kind::Flag => None,
     }
+}
+
+/// A path that means the same in every directory.
+fn absolute(text: &str) -> crate::Result<PathBuf> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Error::usage(format!("'{text}' is not an absolute path")).hint("begin with /"))
 }
 
 /// A value in words.

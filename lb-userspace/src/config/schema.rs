@@ -19,6 +19,9 @@ fn table(table: &Table) -> Value {
     let mut properties = Map::new();
     for key in table.keys {
         let mut value = kind(&key.kind);
+        if let (Kind::Word(words), false) = (&key.kind, key.aliases.is_empty()) {
+            value["enum"] = json!([words, key.aliases].concat());
+        }
         let default =
             if key.default.is_empty() { "Must be there.".to_owned() } else { format!("Default: {}.", key.default) };
         value["description"] = json!(format!("{} {default}", key.help));
@@ -35,16 +38,18 @@ fn table(table: &Table) -> Value {
 
 fn kind(of: &Kind) -> Value {
     match of {
-        Kind::Text => json!({ "type": "string" }),
+        Kind::Text => json!({ "type": "string", "minLength": 1 }),
         Kind::Word(words) => json!({ "enum": words }),
-        Kind::Time => json!({ "type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$" }),
+        Kind::Time(..) => json!({ "type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$" }),
         Kind::Size => {
-            json!({ "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^[0-9]+[kKmMgG]?$" }] })
+            json!({ "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^[0-9]+[kKMG]?$" }] })
         }
         Kind::Number(low, high) => json!({ "type": "integer", "minimum": low, "maximum": high }),
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::List(inner) => json!({ "type": "array", "items": kind(inner) }),
-        Kind::Some(inner) => json!({ "anyOf": [kind(inner), { "type": "array", "items": kind(inner) }] }),
+        Kind::Some(inner) => {
+            json!({ "anyOf": [kind(inner), { "type": "array", "minItems": 1, "items": kind(inner) }] })
+        }
         Kind::Either(kinds) => json!({ "anyOf": kinds.iter().map(kind).collect::<Vec<_>>() }),
         Kind::Table(inner) => table(inner),
         Kind::Tables(inner) => json!({ "type": "array", "items": table(inner) }),
@@ -82,7 +87,7 @@ pub fn reference() -> String {
 fn in_words(kind: &Kind) -> String {
     match kind {
         Kind::Word(words) => format!("One of: {}.", words.join(", ")),
-        Kind::Time => "A time with its unit.".to_owned(),
+        Kind::Time(low, high) => format!("A time, {low} to {high}."),
         Kind::Size => "A number, or text with k, M or G.".to_owned(),
         Kind::Number(low, high) => format!("{low} to {high}."),
         Kind::Flag => "true or false.".to_owned(),

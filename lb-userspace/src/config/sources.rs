@@ -29,7 +29,7 @@ pub fn shared(text: &str) -> Result<SourceSpec> {
     if !text.starts_with("etcd:") {
         return Err(wrong());
     }
-    let mut source: SourceSpec = text.parse()?;
+    let mut source: SourceSpec = text.parse().map_err(|error: Error| error.hint("etcd:PREFIX[?addr=..]"))?;
     if source.name == source.wanted.name() {
         source.name.push_str("/config");
     }
@@ -51,8 +51,13 @@ fn table(value: &Value<'_>, kind: &str, target: &str) -> Option<At<SourceSpec>> 
     let mut word = format!("{kind}:");
     let mut fine = kind == "consul" || wanted.is_some();
     if let Some(wanted) = wanted {
-        match wanted.text() {
-            Some(text) => word.push_str(&encode(&text.value)),
+        let text = if kind == "file" {
+            wanted.path_of_file().map(|at| at.value.display().to_string())
+        } else {
+            wanted.text().map(|at| at.value)
+        };
+        match text {
+            Some(text) => word.push_str(&encode(&text)),
             None => fine = false,
         }
     }
@@ -64,7 +69,7 @@ fn table(value: &Value<'_>, kind: &str, target: &str) -> Option<At<SourceSpec>> 
             None => fine = false,
         }
     }
-    let mut separator = '?';
+    let mut options = Vec::new();
     for (name, _) in section.names() {
         let Some(value) = section.known(name).then(|| section.get(name)).flatten() else {
             fine = false;
@@ -75,18 +80,25 @@ fn table(value: &Value<'_>, kind: &str, target: &str) -> Option<At<SourceSpec>> 
         }
         for value in if name == "tag" { value.each() } else { vec![value] } {
             match option(name, &value) {
-                Some(text) => word.push_str(&format!("{separator}{name}={}", encode(&text))),
+                Some(text) => options.push((value, format!("{name}={}", encode(&text)))),
                 None => fine = false,
             }
-            separator = '&';
         }
     }
     if !fine {
         return None;
     }
-    match SourceSpec::from_str(&word) {
+    let with = |options: &[&str]| {
+        let query = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
+        SourceSpec::from_str(&format!("{word}{query}"))
+    };
+    let all: Vec<_> = options.iter().map(|(_, text)| text.as_str()).collect();
+    match with(&all) {
         Ok(source) => Some(At { value: source, place: value.place() }),
         Err(error) => {
+            // The option without which it would be right is the one to look at.
+            let without = |n: usize| with(&[&all[..n], &all[n + 1..]].concat());
+            let wrong = (0..all.len()).find(|n| without(*n).is_ok()).map_or(*value, |n| options[n].0);
             // The same in the words of a table.
             let hint = match (kind, wanted) {
                 ("consul", None) => Some("service = \"api-service\", or tag = \"api\", or both".to_owned()),
@@ -95,7 +107,7 @@ fn table(value: &Value<'_>, kind: &str, target: &str) -> Option<At<SourceSpec>> 
                 }
                 _ => error.hint.clone(),
             };
-            section.reader.error(value.place(), &value.path(), Error { hint, ..error });
+            section.reader.error(wrong.place(), &wrong.path(), Error { hint, ..error });
             None
         }
     }
@@ -106,9 +118,7 @@ fn option(name: &str, value: &Value<'_>) -> Option<String> {
     match name {
         "passing" | "stale" => value.flag().map(|at| at.value.to_string()),
         "mass" | "weight" => value.number::<u16>().map(|at| at.value.to_string()),
-        "token_file" | "ca" | "cert" | "key" | "path" => {
-            value.parse_by(super::typed::absolute).map(|at| at.value.display().to_string())
-        }
+        "token_file" | "ca" | "cert" | "key" => value.path_of_file().map(|at| at.value.display().to_string()),
         "on_empty" => value.parse::<Vanish>().map(|at| at.value.to_string()),
         "empty_hold" | "interval" => value.time().map(|at| format!("{}ms", at.value.as_millis())),
         _ => value.text().map(|at| at.value),

@@ -20,7 +20,7 @@ use crate::{
     state::{
         IdleTimeouts, Mode, OnDown, OnEmpty, OnExit, Payload, Scheduler, StatusSet, Via, Vip, XdpMode,
         idle::IDLE_STATES,
-        words::{parse_list, parse_ports},
+        typed::{parse_list, parse_ports},
     },
 };
 
@@ -70,7 +70,6 @@ pub struct TypedService {
 /// A `[service.health]`.
 #[derive(Debug)]
 pub struct TypedHealth {
-    pub place: Place,
     /// Where each key stands.
     pub places: BTreeMap<&'static str, Place>,
     pub kind: Option<At<String>>,
@@ -113,8 +112,14 @@ pub fn read(reader: &Reader<'_>, document: &Spanned<DeTable<'_>>) -> TypedFile {
 }
 
 fn interface(text: &str) -> Result<String> {
-    // IFNAMSIZ, with its zero byte.
-    if text.is_empty() || text.len() > 15 || text.contains(|c: char| c.is_whitespace() || c == '/') {
+    if text.contains(',') {
+        let names: Vec<_> = text.split(',').map(|name| format!("{:?}", name.trim())).collect();
+        return Err(Error::usage(format!("'{text}' is several interfaces in one text"))
+            .hint(format!("a list: [{}]", names.join(", "))));
+    }
+    // IFNAMSIZ, with its zero byte; and what the kernel's dev_valid_name() refuses.
+    let is_odd = |c: char| c.is_whitespace() || matches!(c, '/' | ':');
+    if text.len() > 15 || matches!(text, "." | "..") || text.contains(is_odd) {
         return Err(Error::usage(format!("'{text}' cannot be the name of an interface")).hint("see `ip link`"));
     }
     Ok(text.to_owned())
@@ -151,11 +156,7 @@ fn idle(section: &Section<'_>) -> IdleTimeouts {
 }
 
 fn service(section: &Section<'_>) -> TypedService {
-    let vip = section.required("vip");
-    let vips = vip.map(|value| value.each()).unwrap_or_default();
-    if let (Some(vip), true) = (vip, vips.is_empty()) {
-        vip.wrong("a service without a VIP", Some("vip = \"10.0.0.10:80\"".to_owned()));
-    }
+    let vips = section.required("vip").map(|value| value.each()).unwrap_or_default();
     TypedService {
         place: section.place,
         name: section.get("name").and_then(|value| value.parse_by(name)),
@@ -219,7 +220,7 @@ fn backend(section: &Section<'_>) -> Option<At<(SocketAddr, u16)>> {
         address.wrong("the weight is there twice", Some("either \"ADDR:PORT=WEIGHT\" or weight = N".to_owned()));
         return None;
     }
-    let parsed = address.parse_by(crate::state::words::parse_backend)?;
+    let parsed = address.parse_by(crate::state::typed::parse_backend)?;
     let (backend, typed) = parsed.value;
     Some(At { value: (backend, if said { weight? } else { typed }), place: parsed.place })
 }
@@ -232,11 +233,10 @@ fn health(section: &Section<'_>) -> TypedHealth {
     let flag = |name| section.get(name).and_then(|value| value.flag());
     let places = section.names().filter_map(|(name, place)| Some((keys::health_key(name)?, place)));
     TypedHealth {
-        place: section.place,
         places: places.collect(),
         kind: section.get("type").and_then(|value| value.parse_by(kind)),
         path: section.get("path").and_then(|value| value.parse_by(get_path)),
-        host: text("host"),
+        host: section.get("host").and_then(|value| value.parse_by(host)),
         port: section.get("port").and_then(|value| value.number()),
         expect_status: section.get("expect_status").and_then(|value| statuses(&value)),
         expect_body: text("expect_body"),
@@ -244,8 +244,8 @@ fn health(section: &Section<'_>) -> TypedHealth {
         expect: payload("expect"),
         service: text("service"),
         tls: flag("tls"),
-        server_name: text("server_name"),
-        ca_file: section.get("ca_file").and_then(|value| value.parse_by(absolute)),
+        server_name: section.get("server_name").and_then(|value| value.parse_by(host)),
+        ca_file: section.get("ca_file").and_then(|value| value.path_of_file()),
         verify: flag("verify"),
         via: section.get("via").and_then(|value| value.parse()),
         interval: time("interval"),
@@ -253,15 +253,6 @@ fn health(section: &Section<'_>) -> TypedHealth {
         rise: count("rise"),
         fall: count("fall"),
     }
-}
-
-/// A path that means the same in every directory.
-pub fn absolute(text: &str) -> Result<PathBuf> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() {
-        return Ok(path);
-    }
-    Err(Error::usage(format!("'{text}' is not an absolute path")).hint("begin with /"))
 }
 
 fn kind(text: &str) -> Result<String> {
@@ -276,6 +267,14 @@ fn kind(text: &str) -> Result<String> {
         }
         _ => Err(wrong.hint(format!("one of: {}", KINDS.join(" ")))),
     }
+}
+
+/// What stands in a header, or names a TLS server.
+fn host(text: &str) -> Result<String> {
+    if text.chars().all(|c| c.is_ascii_graphic() && c != '/') {
+        return Ok(text.to_owned());
+    }
+    Err(Error::usage(format!("{text:?} is not the name of a host")).hint("as in \"www.example.org\""))
 }
 
 fn get_path(text: &str) -> Result<String> {

@@ -1,6 +1,6 @@
 //! What sources of backends say, on its way into the desired state.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::{
     Result,
     discovery::{Instance, Wish, sources::Heard},
     reconcile::BackendKey,
-    state::{Change, Health, Probe, Source},
+    state::{Change, Desired, Health, Probe, Source},
 };
 
 /// News are collected for this long before they become a change.
@@ -62,7 +62,8 @@ impl Daemon {
         let verdicts = &self.observed.verdicts;
         let down = |service: &str, address| {
             let key = BackendKey { service: service.to_owned(), address };
-            verdicts.get(&key).is_some_and(|seen| seen.health == Health::Down)
+            !takes(&self.desired, service, address)
+                || verdicts.get(&key).is_some_and(|seen| seen.health == Health::Down)
         };
         if self.sources.tick(down) {
             self.state_soon();
@@ -125,6 +126,14 @@ impl Daemon {
         }
         warnings
     }
+}
+
+/// Whether a service has this backend, which a source may name without its port.
+pub(super) fn takes(desired: &Desired, service: &str, address: SocketAddr) -> bool {
+    desired.services.get(service).is_some_and(|service| {
+        let place = service.place(address);
+        service.backends.iter().any(|backend| backend.address == place)
+    })
 }
 
 /// Waits until a moment, for ever without one.

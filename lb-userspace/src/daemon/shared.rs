@@ -1,6 +1,6 @@
 //! Services that a fleet of balancers shares (`shared` of the config file), on their way into the desired state.
 
-use super::Daemon;
+use super::{Daemon, registries::takes};
 use crate::{
     Result,
     api::SourceStatus,
@@ -71,6 +71,7 @@ impl Daemon {
 
     /// How all sources stand.
     pub(super) fn all_sources(&self) -> Vec<SourceStatus> {
-        self.sources.list().into_iter().chain(self.shared.as_ref().map(Shared::status)).collect()
+        let taken = |service: &str, address| takes(&self.desired, service, address);
+        self.sources.list(taken).into_iter().chain(self.shared.as_ref().map(Shared::status)).collect()
     }
 }

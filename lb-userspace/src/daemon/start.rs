@@ -33,7 +33,7 @@ use crate::{
     say,
     state::{
         Admin, BackendSpec, Change, Desired, Facts, OnDown, Outcome, Protocol, ServiceOptions, ServiceSpec,
-        SettingsOptions, Source, Statement, Vip, file::StateFile, words::parse_vip,
+        SettingsOptions, Source, Statement, Vip, file::StateFile, typed::parse_vip,
     },
 };
 

@@ -2,8 +2,8 @@
 //!
 //! [`spec`] says what a source is and how it is written. Each sort of registry ([`consul`], [`dns`], [`etcd`], [`file`])
 //! is a [`Registry`]: it yields whole sets of [`Instance`]s by address. [`guard`] decides how much of an answer is
-//! believed, and [`sources`] runs all of it for the daemon's state task, which feeds the sets into the desired state. [`shared`] does
-//! the same for whole services.
+//! believed, and [`sources`] runs all of it for the daemon's state task, which feeds the sets into the desired state: a
+//! `line` asks each registry, its `standing` is what is shown. [`shared`] does the same for whole services.
 
 pub mod consul;
 pub mod dns;
@@ -11,13 +11,16 @@ pub mod etcd;
 pub mod file;
 pub mod guard;
 pub mod http;
+mod line;
 pub mod shared;
 pub mod sources;
 pub mod spec;
+mod standing;
 mod written;
 
 pub use sources::{Sources, Wish};
 pub use spec::{SourceSpec, Vanish, Wanted};
+use standing::Standing;
 
 use std::{collections::BTreeMap, future::Future};
 

@@ -6,17 +6,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use jiff::Timestamp;
 use tokio::{sync::mpsc::UnboundedSender, task::JoinHandle, time::sleep};
 
-use super::{
-    SourceSpec, Wanted,
-    etcd::Keys,
-    sources::{in_words, pause},
-};
+use super::{SourceSpec, Standing, Wanted, etcd::Keys, line::pause};
 use crate::{
     Error, Result,
     api::SourceStatus,
@@ -24,6 +19,8 @@ use crate::{
     state::{ServiceSpec, SettingsOptions, Source},
 };
 
+/// What stands for every service where one is named.
+const EVERY: &str = "*";
 /// News are not looked at more often than this.
 const REST: Duration = Duration::from_millis(100);
 
@@ -46,15 +43,7 @@ pub struct Shared {
     good: Services,
     /// Names of services in the good set that the registry does not name any more.
     held: BTreeSet<String>,
-    dirty: bool,
-    answered: Option<Instant>,
-    error: Option<(Timestamp, Error)>,
-    failing: bool,
-    warnings: Vec<String>,
-    refused: Vec<String>,
-    answers: u64,
-    errors: u64,
-    changes: u64,
+    standing: Standing,
 }
 
 impl Drop for Shared {
@@ -97,15 +86,7 @@ impl Shared {
             keys: BTreeMap::new(),
             good: known.into_iter().map(|service| (service.name.clone(), service)).collect(),
             held: BTreeSet::new(),
-            dirty: false,
-            answered: None,
-            error: None,
-            failing: false,
-            warnings: Vec::new(),
-            refused: Vec::new(),
-            answers: 0,
-            errors: 0,
-            changes: 0,
+            standing: Standing::default(),
         })
     }
 
@@ -127,26 +108,14 @@ impl Shared {
             return false;
         }
         match told.answer {
-            Ok(keys) => {
-                self.answered = Some(Instant::now());
-                self.failing = false;
-                self.answers += 1;
-                self.take(&keys);
-            }
-            Err(error) => {
-                if !self.failing {
-                    tracing::warn!(source = %self.source.name, %error, "no answer; the last good services stay");
-                }
-                self.failing = true;
-                self.errors += 1;
-                self.error = Some((Timestamp::now(), error));
-            }
+            Ok(keys) => self.take(&keys),
+            Err(error) => self.standing.failed(&self.source.name, EVERY, error),
         }
-        self.dirty
+        self.standing.dirty
     }
 
     fn take(&mut self, said: &BTreeMap<String, String>) {
-        self.warnings.clear();
+        let mut warnings = Vec::new();
         // A key that never made sense may have been one of the good services before this daemon began.
         let mut whole = true;
         for (key, text) in said {
@@ -155,7 +124,7 @@ impl Shared {
                 Err(why) => {
                     let stays = if self.keys.contains_key(key) { "; what it said before stays" } else { "" };
                     whole &= self.keys.contains_key(key);
-                    self.warnings.push(format!("{why}{stays}"));
+                    warnings.push(format!("{why}{stays}"));
                 }
             }
         }
@@ -163,7 +132,7 @@ impl Shared {
         let mut services = Services::new();
         for (key, service) in self.keys.iter().flat_map(|(key, all)| all.iter().map(move |service| (key, service))) {
             if services.insert(service.name.clone(), service.clone()).is_some() {
-                self.warnings.push(format!("{key}: service {} is defined by another key too", service.name));
+                warnings.push(format!("{key}: service {} is defined by another key too", service.name));
             }
         }
         self.held = self.good.keys().filter(|name| !services.contains_key(*name)).cloned().collect();
@@ -173,24 +142,25 @@ impl Shared {
             self.held.clear();
         }
         services.extend(self.held.iter().filter_map(|name| Some((name.clone(), self.good.get(name)?.clone()))));
-        self.dirty |= services != self.good;
+        self.standing.answered(&self.source.name, EVERY, warnings);
+        self.standing.dirty |= services != self.good;
         self.good = services;
     }
 
     /// The services to be stated, if they changed; they are stated anew until [`Shared::done`] says otherwise.
     #[must_use]
     pub fn changed(&self) -> Option<Vec<ServiceSpec>> {
-        self.dirty.then(|| self.good.values().cloned().collect())
+        self.standing.dirty.then(|| self.good.values().cloned().collect())
     }
 
     /// What became of stating them.
     pub fn done(&mut self, result: Result<Vec<String>>) {
         match result {
             Ok(warnings) => {
-                (self.dirty, self.refused) = (false, warnings);
-                self.changes += 1;
+                self.standing.refused = warnings;
+                self.standing.stated();
             }
-            Err(error) => self.refused = vec![format!("not taken over, what stood before goes on: {error}")],
+            Err(error) => self.standing.refused = vec![format!("not taken over, what stood before goes on: {error}")],
         }
     }
 
@@ -198,7 +168,7 @@ impl Shared {
     pub fn release(&mut self) -> usize {
         let held = std::mem::take(&mut self.held);
         self.good.retain(|name, _| !held.contains(name));
-        self.dirty |= !held.is_empty();
+        self.standing.dirty |= !held.is_empty();
         held.len()
     }
 
@@ -209,27 +179,11 @@ impl Shared {
             let name = &self.source.name;
             format!("service {service} is not defined any more and stays; if that is right: lb source release {name}")
         });
-        SourceStatus {
-            name: self.source.name.clone(),
-            kind: self.source.wanted.kind().to_owned(),
-            service: "*".to_owned(),
-            target: format!("{}/config", self.source.wanted.target()),
-            state: match () {
-                () if !self.held.is_empty() => "holding",
-                () if self.failing => "error",
-                () if self.answered.is_none() => "waiting",
-                () => "ok",
-            }
-            .to_owned(),
-            backends: self.good.values().map(|service| service.backends.len()).sum(),
-            age_s: self.answered.map(|at| at.elapsed().as_secs()),
-            last_error: self.error.as_ref().map(|(at, error)| in_words(*at, error, self.failing)),
-            held: Vec::new(),
-            warnings: self.warnings.iter().chain(&self.refused).cloned().chain(held).collect(),
-            answers: self.answers,
-            errors: self.errors,
-            changes: self.changes,
-        }
+        let backends = self.good.values().map(|service| service.backends.len()).sum();
+        let mut status = self.standing.status(&self.source, EVERY, !self.held.is_empty(), backends);
+        status.target.push_str("/config");
+        status.warnings.extend(held);
+        status
     }
 }
 

@@ -3,38 +3,26 @@
 //! Owned by the daemon's state task. Answers come to it through a channel ([`Heard`]); it hands them back here, and
 //! takes from here what changed, a moment later, so that a hundred registrations are a few changes.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
-use jiff::Timestamp;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::JoinHandle,
-    time::sleep,
 };
 
 use super::{
-    Answered, Registry, SourceSpec, Vanish, Wanted,
+    Answered, SourceSpec, Standing, Vanish, Wanted,
     consul::Consul,
     dns::Dns,
     etcd::Etcd,
     file::File,
     guard::{Guard, Policy, Set},
+    line::Line,
 };
 use crate::{
     Error, Result,
-    api::{HeldBackend, SourceError, SourceStatus},
+    api::{HeldBackend, SourceStatus},
 };
-
-/// Shortest and longest pause after errors; in between it doubles.
-const PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// So many answers may follow each other at once; then one per [`REFILL`].
-const BURST: f64 = 10.0;
-const REFILL: Duration = Duration::from_millis(100);
 
 /// A source that shall run.
 #[derive(Clone, Debug)]
@@ -54,10 +42,10 @@ pub type Key = (String, String);
 
 /// An answer on its way to the state task.
 pub struct Heard {
-    key: Key,
-    number: u64,
-    answer: Result<Answered>,
-    fresh: bool,
+    pub(super) key: Key,
+    pub(super) number: u64,
+    pub(super) answer: Result<Answered>,
+    pub(super) fresh: bool,
 }
 
 /// What a source states of its service.
@@ -76,15 +64,7 @@ struct Running {
     guard: Guard,
     task: JoinHandle<()>,
     ask: UnboundedSender<()>,
-    dirty: bool,
-    answered: Option<Instant>,
-    error: Option<(Timestamp, Error)>,
-    failing: bool,
-    warnings: Vec<String>,
-    refused: Vec<String>,
-    answers: u64,
-    errors: u64,
-    changes: u64,
+    standing: Standing,
 }
 
 impl Drop for Running {
@@ -120,15 +100,7 @@ impl Sources {
                 guard: Guard::new(policy, wish.known),
                 task,
                 ask,
-                dirty: false,
-                answered: None,
-                error: None,
-                failing: false,
-                warnings: Vec::new(),
-                refused: Vec::new(),
-                answers: 0,
-                errors: 0,
-                changes: 0,
+                standing: Standing::default(),
             };
             self.running.insert(key, running);
         }
@@ -139,38 +111,25 @@ impl Sources {
         let Heard { key, number, answer, fresh } = heard;
         // One that was replaced may have had a last word.
         let Some(running) = self.running.get_mut(&key).filter(|running| running.number == number) else { return false };
+        let standing = &mut running.standing;
         match answer {
             Ok(answered) => {
-                if running.failing {
-                    tracing::info!(source = %key.1, service = %key.0, "answers again");
-                }
                 let was_held = running.guard.hold().is_some();
-                let first = running.answered.is_none();
-                running.answered = Some(Instant::now());
-                running.failing = false;
-                running.answers += 1;
-                running.warnings = answered.warnings;
+                let first = standing.answered(&key.1, &key.0, answered.warnings);
                 // The first answer is stated in any case: some of it may have been refused before.
-                running.dirty |= running.guard.take(Instant::now(), answered.set, fresh, !answered.partial) || first;
+                standing.dirty |= running.guard.take(Instant::now(), answered.set, fresh, !answered.partial) || first;
                 if let (Some(hold), false) = (running.guard.hold(), was_held) {
                     let (held, why) = (hold.held.len(), hold.why.words());
                     tracing::warn!(source = %key.1, service = %key.0, held, why, "removals held");
                 }
             }
-            Err(error) => {
-                if !running.failing {
-                    tracing::warn!(source = %key.1, service = %key.0, %error, "no answer; the last good set stays");
-                }
-                running.failing = true;
-                running.errors += 1;
-                running.error = Some((Timestamp::now(), error));
-            }
+            Err(error) => standing.failed(&key.1, &key.0, error),
         }
-        running.dirty
+        standing.dirty
     }
 
     /// Asks afresh where holds are over, and lets through what is confirmed; `down`: what our own checks say of a
-    /// service's backend. Says whether something changed.
+    /// service's backend, and whether there is one. Says whether something changed.
     pub fn tick(&mut self, down: impl Fn(&str, SocketAddr) -> bool) -> bool {
         let mut changed = false;
         for ((service, _), running) in &mut self.running {
@@ -178,8 +137,8 @@ impl Sources {
                 // A task that ended has nothing to ask.
                 let _ = running.ask.send(());
             }
-            running.dirty |= running.guard.settle(|address| down(service, address));
-            changed |= running.dirty;
+            running.standing.dirty |= running.guard.settle(|address| down(service, address));
+            changed |= running.standing.dirty;
         }
         changed
     }
@@ -187,9 +146,8 @@ impl Sources {
     /// What changed since it was last taken: whole sets.
     pub fn take_changed(&mut self) -> Vec<Stated> {
         let mut changed = Vec::new();
-        for (key, running) in self.running.iter_mut().filter(|(_, running)| running.dirty) {
-            running.dirty = false;
-            running.changes += 1;
+        for (key, running) in self.running.iter_mut().filter(|(_, running)| running.standing.dirty) {
+            running.standing.stated();
             let weights = running.guard.good().iter().map(|(address, instance)| (*address, instance.weight));
             changed.push((key.clone(), weights.collect()));
         }
@@ -199,7 +157,9 @@ impl Sources {
     /// Notes what the state did not take of a source's set.
     pub fn note_refused(&mut self, key: &Key, refused: Vec<String>) {
         if let Some(running) = self.running.get_mut(key) {
-            running.refused = refused;
+            let who = format!("registry:{}: ", key.1);
+            let plain = |text: String| text.strip_prefix(&who).map_or(text.clone(), str::to_owned);
+            running.standing.refused = refused.into_iter().map(plain).collect();
         }
     }
 
@@ -219,7 +179,7 @@ impl Sources {
         Ok(named
             .map(|(_, running)| {
                 let gone = running.guard.release();
-                running.dirty |= gone > 0;
+                running.standing.dirty |= gone > 0;
                 gone
             })
             .sum())
@@ -231,21 +191,23 @@ impl Sources {
         self.running.contains_key(&(service.to_owned(), source.to_owned()))
     }
 
-    /// How each of them stands.
+    /// How each of them stands; `taken`: whether a service has this backend.
     #[must_use]
-    pub fn list(&self) -> Vec<SourceStatus> {
-        self.running.iter().map(|((service, name), running)| running.status(service, name)).collect()
+    pub fn list(&self, taken: impl Fn(&str, SocketAddr) -> bool) -> Vec<SourceStatus> {
+        let all = self.running.iter();
+        all.map(|((service, _), running)| running.status(service, |address| taken(service, address))).collect()
     }
 }
 
 impl Running {
-    fn status(&self, service: &str, name: &str) -> SourceStatus {
+    /// What the state did not take is not held either: it never took traffic.
+    fn status(&self, service: &str, taken: impl Fn(SocketAddr) -> bool) -> SourceStatus {
         let held: Vec<_> = self
             .guard
             .hold()
             .iter()
             .flat_map(|hold| {
-                hold.held.iter().map(|address| HeldBackend {
+                hold.held.iter().filter(|address| taken(**address)).map(|address| HeldBackend {
                     address: *address,
                     reason: hold.why.words().to_owned(),
                     age_s: hold.since.elapsed().as_secs(),
@@ -253,33 +215,11 @@ impl Running {
                 })
             })
             .collect();
-        let state = match () {
-            () if !held.is_empty() => "holding",
-            () if self.failing => "error",
-            () if self.answered.is_none() => "waiting",
-            () => "ok",
-        };
-        SourceStatus {
-            name: name.to_owned(),
-            kind: self.source.wanted.kind().to_owned(),
-            service: service.to_owned(),
-            target: self.source.wanted.target(),
-            state: state.to_owned(),
-            backends: self.guard.good().len(),
-            age_s: self.answered.map(|at| at.elapsed().as_secs()),
-            last_error: self.error.as_ref().map(|(at, error)| in_words(*at, error, self.failing)),
-            held,
-            warnings: self.warnings.iter().chain(&self.refused).cloned().collect(),
-            answers: self.answers,
-            errors: self.errors,
-            changes: self.changes,
-        }
+        let holding = !held.is_empty();
+        let backends = self.guard.good().keys().filter(|address| taken(**address)).count();
+        let left_out = self.guard.good().len() - backends;
+        SourceStatus { held, left_out, ..self.standing.status(&self.source, service, holding, backends) }
     }
-}
-
-/// An error as it is shown; `now`: it is not over.
-pub(super) fn in_words(at: Timestamp, error: &Error, now: bool) -> SourceError {
-    SourceError { at, message: error.message.clone(), hint: error.hint.clone(), now }
 }
 
 fn policy(wish: &Wish) -> Policy {
@@ -311,90 +251,9 @@ fn start(
     }
 }
 
-/// A task's way to the state task and back.
-struct Line {
-    key: Key,
-    number: u64,
-    tell: UnboundedSender<Heard>,
-    asked: UnboundedReceiver<()>,
-}
-
-impl Line {
-    fn say(&self, answer: Result<Answered>, fresh: bool) -> bool {
-        self.tell.send(Heard { key: self.key.clone(), number: self.number, answer, fresh }).is_ok()
-    }
-
-    /// Asks again and again, never too fast, and slower while there are errors.
-    async fn run<R: Registry>(mut self, mut registry: R) {
-        let mut fresh = false;
-        let mut failures = 0;
-        let mut bucket = Bucket { left: BURST, at: Instant::now() };
-        loop {
-            let answer = tokio::select! {
-                biased;
-                Some(()) = self.asked.recv() => {
-                    fresh = true;
-                    continue;
-                }
-                answer = registry.next(fresh) => answer,
-            };
-            let failed = answer.is_err();
-            if !self.say(answer, fresh && !failed) {
-                return;
-            }
-            if failed {
-                sleep(pause(failures, super::random())).await;
-                failures += 1;
-            } else {
-                (failures, fresh) = (0, false);
-                sleep(bucket.take(Instant::now())).await;
-            }
-        }
-    }
-}
-
-/// Full jitter: anything up to a bound that doubles with every failure.
-pub(super) fn pause(failures: u32, random: f64) -> Duration {
-    let bound = PAUSE.saturating_mul(1 << failures.min(6)).min(LONGEST_PAUSE);
-    bound.mul_f64(random).max(PAUSE / 10)
-}
-
-/// A token bucket.
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    /// How long to wait for the next one.
-    fn take(&mut self, now: Instant) -> Duration {
-        let refill = now.duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64();
-        self.left = (self.left + refill).min(BURST) - 1.0;
-        self.at = now;
-        REFILL.mul_f64((-self.left).max(0.0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_grow_and_are_never_none() {
-        assert_eq!(pause(0, 1.0), PAUSE);
-        assert_eq!(pause(3, 0.5), PAUSE * 4);
-        assert_eq!(pause(99, 1.0), LONGEST_PAUSE);
-        assert!(pause(5, 0.0) > Duration::ZERO);
-    }
-
-    #[test]
-    fn a_burst_is_free_and_then_it_is_one_per_refill() {
-        let now = Instant::now();
-        let mut bucket = Bucket { left: BURST, at: now };
-        assert!((0..10).all(|_| bucket.take(now) == Duration::ZERO));
-        assert_eq!(bucket.take(now), REFILL);
-        assert_eq!(bucket.take(now + REFILL * 2), Duration::ZERO);
-    }
 
     /// What lets two balancers agree: sets are by address, whatever order and names the registry has them in.
     #[tokio::test]
@@ -414,8 +273,10 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let heard = told.recv().await.unwrap();
         assert!(!sources.heard(heard) && sources.take_changed().is_empty());
-        let status = &sources.list()[0];
+        let status = &sources.list(|_, _| true)[0];
         assert_eq!((status.state.as_str(), status.held.len(), status.backends), ("holding", 2, 2));
+        let nothing_taken = &sources.list(|_, _| false)[0];
+        assert_eq!((nothing_taken.state.as_str(), nothing_taken.backends, nothing_taken.left_out), ("ok", 0, 2));
         assert!(!sources.tick(|_, _| true));
         sources.heard(told.recv().await.unwrap());
         assert!(!sources.tick(|_, _| true), "confirmed, and kept all the same");
@@ -424,7 +285,7 @@ mod tests {
         assert!(sources.take_changed()[0].1.is_empty());
         std::fs::write(&path, "10.0.0.2:x").unwrap();
         sources.heard(told.recv().await.unwrap());
-        let status = &sources.list()[0];
+        let status = &sources.list(|_, _| true)[0];
         assert!(status.state == "error" && status.last_error.as_ref().unwrap().message.contains("web:1"));
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::Deserialize;
 
 use super::Instance;
-use crate::{Result, state::words::parse_backend};
+use crate::{Result, state::typed::parse_backend};
 
 /// The form in JSON.
 #[derive(Deserialize)]

@@ -12,7 +12,6 @@ use crate::{
     api::{Request, Status, client::Client},
     dataplane::program_name,
     net::{self, Driver, Interface, Net},
-    state::Mode,
 };
 
 /// How bad it is.
@@ -194,19 +193,10 @@ fn examine_services(status: &Status, own: &BTreeMap<IpAddr, IpAddr>) -> Vec<Find
             ));
         }
     }
-    for service in status.services.iter().filter(|service| service.mode != Mode::Nat) {
-        let vips = service.vips.iter().map(|vip| vip.address).collect();
-        for backend in &service.backends {
-            let needs =
-                needs::commands(service.mode, &vips, backend.address.ip(), own.get(&backend.address.ip()).copied())
-                    .join("; ");
-            let text = format!("{}: what mode '{}' needs there, as root", backend.address.ip(), service.mode);
-            findings.push(finding(Level::Ok, "backend", text, Some(&needs)));
-        }
-    }
+    findings.extend(needs::findings(&status.services, own));
     for backend in status.services.iter().flat_map(|service| &service.backends) {
         if let Some(check) = backend.last_check.as_ref().filter(|check| !check.ok) {
-            let text = format!("{}: {}", backend.address, check.reason);
+            let text = format!("{} of {}: {}", backend.address, backend.service, check.reason);
             findings.push(finding(Level::Warn, "backend", text, Some("look at the server; `lb health` follows it")));
         }
     }

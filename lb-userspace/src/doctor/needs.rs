@@ -1,10 +1,35 @@
 //! What a mode asks of its backends: commands to type there.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::outer;
 
-use crate::state::Mode;
+use super::{Finding, Level, finding};
+use crate::{api::Service, state::Mode};
+
+/// A backend's needs in a mode: for these VIPs.
+type Needs = BTreeMap<(IpAddr, &'static str), (Mode, BTreeSet<IpAddr>)>;
+
+/// One finding for each backend and mode, however many services it is in.
+pub fn findings(services: &[Service], own: &BTreeMap<IpAddr, IpAddr>) -> Vec<Finding> {
+    let mut needs = Needs::new();
+    for service in services.iter().filter(|service| service.mode != Mode::Nat) {
+        for backend in &service.backends {
+            let key = (backend.address.ip(), service.mode.word());
+            let (_, vips) = needs.entry(key).or_insert_with(|| (service.mode, BTreeSet::new()));
+            vips.extend(service.vips.iter().map(|vip| vip.address));
+        }
+    }
+    let say = |((backend, word), (mode, vips))| {
+        let commands = commands(mode, &vips, backend, own.get(&backend).copied()).join("; ");
+        let text = format!("{backend}: what mode '{word}' needs there, as root");
+        finding(Level::Ok, "backend", text, Some(&commands))
+    };
+    needs.into_iter().map(say).collect()
+}
 
 /// Commands for a backend at `backend` of a service in `mode` with VIPs at `vips`; `own` is lb's address towards it.
 #[must_use]

@@ -127,12 +127,18 @@ fn backends(text: &mut Text, status: &Status, checks: &BTreeMap<BackendKey, Tota
 }
 
 fn sources(text: &mut Text, sources: &[SourceStatus]) {
-    let families: [SourceFamily; 9] = [
+    let families: [SourceFamily; 10] = [
         ("lb_source_up", "gauge", "Whether the last question was answered.", |s| {
             u64::from(s.age_s.is_some() && s.last_error.as_ref().is_none_or(|error| !error.now))
         }),
         ("lb_source_age_seconds", "gauge", "Time since the last answer.", |s| s.age_s.unwrap_or(0)),
-        ("lb_source_backends", "gauge", "Backends in the set that counts.", |s| s.backends as u64),
+        ("lb_source_backends", "gauge", "Backends that the source states and its service has.", |s| s.backends as u64),
+        (
+            "lb_source_left_out_backends",
+            "gauge",
+            "Backends that the source states and its service has not, refused or removed by the operator.",
+            |s| s.left_out as u64,
+        ),
         (
             "lb_source_held_backends",
             "gauge",

@@ -58,10 +58,7 @@ pub(super) fn check(
 /// Addresses and ports for NAT.
 fn check_settings(old: &Desired, new: &Desired, facts: &Facts, force: bool, warnings: &mut Vec<String>) -> Result<()> {
     for address in new.settings.snat.iter().filter(|address| !old.settings.snat.contains(address)) {
-        if address.is_loopback() || address.is_unspecified() || address.is_multicast() || is_broadcast(*address) {
-            return Err(Error::refused(format!("--snat {address}: not an address that backends can answer to"))
-                .hint("a unicast address of this host"));
-        }
+        check_snat_alone(*address)?;
         if !facts.host_addresses.contains(address) && !force {
             let device = new.settings.interfaces.first().map_or("DEV", String::as_str);
             let prefix = if address.is_ipv4() { 32 } else { 128 };
@@ -104,7 +101,7 @@ fn check_owner(vip: Vip, service: &ServiceSpec, all: &Desired) -> Result<()> {
 }
 
 /// A check by way of the VIP needs a backend that has it, and a connection.
-fn check_via(service: &ServiceSpec) -> Result<()> {
+pub(crate) fn check_via(service: &ServiceSpec) -> Result<()> {
     if service.health.via == Via::Backend || service.health.probe == Probe::None {
         return Ok(());
     }
@@ -236,5 +233,15 @@ pub(crate) fn check_vip_alone(vip: Vip) -> Result<()> {
 
 /// What can be said against a backend without a look at the host.
 pub(crate) fn check_backend_alone(service: &ServiceSpec, address: SocketAddr, vips: &BTreeSet<IpAddr>) -> Result<()> {
-    check_backend(service, address, vips, &Facts::default())
+    check_backend(service, address, vips, &Facts::default())?;
+    check_family(service, address)
+}
+
+/// What can be said against an address for NAT without a look at the host.
+pub(crate) fn check_snat_alone(address: IpAddr) -> Result<()> {
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() || is_broadcast(address) {
+        return Err(Error::refused(format!("--snat {address}: not an address that backends can answer to"))
+            .hint("a unicast address of this host"));
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::words::parse_duration;
+use super::typed::parse_duration;
 use crate::{Error, Result};
 
 /// How long a flow may be silent before its record is given up, by what state it is in; `None` = the default.

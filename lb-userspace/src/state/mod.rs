@@ -1,6 +1,6 @@
 //! The desired state: what people, files and registries want, each object with the source that stated it.
 //!
-//! [`words`] has the vocabulary (VIP, mode, scheduler, ...) with its parsing and printing, [`check`] health checks and
+//! [`words`] has the vocabulary (VIP, mode, scheduler, ...) and [`typed`] how people type it, [`check`] health checks and
 //! [`idle`] idle timeouts; [`desired`] the state itself; [`statements`] who said what, and how that merges; [`change`]
 //! how it changes; `guards` which changes are refused, `modes` what a mode asks of backends; [`file`] keeps it on disk.
 
@@ -13,6 +13,7 @@ pub(crate) mod guards;
 pub mod idle;
 mod modes;
 pub mod statements;
+pub mod typed;
 pub mod words;
 
 pub use change::{Change, Facts, Outcome};

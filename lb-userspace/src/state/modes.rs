@@ -152,7 +152,7 @@ mod tests {
         service.backends = backends
             .iter()
             .map(|text| {
-                let (address, weight) = crate::state::words::parse_backend(text).unwrap();
+                let (address, weight) = crate::state::typed::parse_backend(text).unwrap();
                 BackendSpec { address, weight, admin: Admin::Ready, source: Source::Cli }
             })
             .collect();

@@ -33,9 +33,6 @@ impl Setup {
             all.extend(fix.split("; ").map(str::to_owned));
         }
         ensure!(!all.is_empty(), "doctor says nothing of {backend}: {findings}");
-        // Services of the same VIP say the same.
-        let mut seen = std::collections::BTreeSet::new();
-        all.retain(|command| seen.insert(command.clone()));
         Ok(all)
     }
 

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -72,6 +73,13 @@ fn check_tells_all_errors_at_once_and_changes_nothing() {
         (Some(1), Some(false), Some(7))
     );
 
+    // The shipped example is right on any host; what it names and is not here gets a warning.
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/lb.example.toml");
+    let said = setup.lb(&format!("check -f {example}")).unwrap();
+    let warned = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(0), "{warned}");
+    assert!(warned.contains("service.discovery.consul.token_file: /etc/lb/consul.token: No such file"), "{warned}");
+
     // What only fits together as a whole is found too, and a file that is not there is named.
     let twice = "[[service]]\nname = \"b\"\nvip = \"10.66.0.11:7\"\n";
     let whole = write(&setup, &[0], twice);
@@ -101,6 +109,7 @@ fn a_reload_takes_all_of_a_file_or_nothing() {
     // Wrong in form, wrong in meaning, wrong for this host: nothing changes, and it is said.
     let wrong = [
         ("mode = nat\n", "not TOML"),
+        ("[service.health]\ntimeout = \"9s\"\n", "9s is longer than the interval"),
         ("colour = \"red\"\n", "no key 'colour'"),
         ("[[service]]\nname = \"ssh\"\nvip = \"10.66.0.1:7\"\n", "there twice"),
         ("[[service]]\nname = \"far\"\nvip = \"10.66.0.1:8\"\nbackends = [\"192.0.2.1:8\"]\n", "backend 192.0.2.1:8"),
@@ -114,6 +123,24 @@ fn a_reload_takes_all_of_a_file_or_nothing() {
         assert_eq!((&status["generation"], status["services"].as_array().unwrap().len()), (&generation, 1));
         assert_eq!(backends(&setup, "web").len(), 2);
     }
+    // Half-written, emptied, not text, a directory, gone: as editors and disks leave it.
+    let half = fs::read(&file).unwrap();
+    let broken: [(&[u8], &str); 3] =
+        [(&half[..half.len() - 9], "not TOML"), (b"", "nothing is said here"), (b"\xff", "0xff is not UTF-8")];
+    for (bytes, words) in broken {
+        fs::write(&file, bytes).unwrap();
+        reload(&lb);
+        assert!(eventually(|| warnings(&setup).contains(words)), "{words}: {}", warnings(&setup));
+    }
+    fs::remove_file(&file).unwrap();
+    reload(&lb);
+    assert!(eventually(|| warnings(&setup).contains("No such file")), "{}", warnings(&setup));
+    fs::create_dir(&file).unwrap();
+    reload(&lb);
+    assert!(eventually(|| warnings(&setup).contains("a directory")), "{}", warnings(&setup));
+    fs::remove_dir(&file).unwrap();
+    assert_eq!((setup.json("status").unwrap()["generation"].clone(), backends(&setup, "web").len()), (generation, 2));
+
     write(&setup, &[1], "");
     reload(&lb);
     assert!(eventually(|| backends(&setup, "web") == ["10.66.0.12:7 file ready"]));
@@ -244,6 +271,22 @@ fn a_supervisor_is_told_how_things_stand() {
     lb.signal(Signal::SIGTERM).unwrap();
     next("STOPPING=1");
     assert!(lb.ended().unwrap().success());
+}
+
+#[test]
+fn systemd_understands_its_unit() {
+    let setup = Setup::new(0, 1500).unwrap();
+    let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/lb.service")).unwrap();
+    let path = setup.directory().join("lb.service");
+    let here = unit.replace("/usr/bin/lb", setup.binary().to_str().unwrap());
+    assert!(here != unit && here.contains("Type=notify") && here.contains("ExecReload="));
+    fs::write(&path, here).unwrap();
+    let Ok(said) = Command::new("systemd-analyze").arg("verify").arg(&path).output() else {
+        eprintln!("\n*** NO systemd-analyze: packaging/lb.service is not verified ***\n");
+        return;
+    };
+    let words = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success() && !words.contains("lb.service"), "{words}");
 }
 
 #[test]

@@ -189,6 +189,15 @@ fn apps_that_misbehave_with_consul_harm_only_themselves() {
             "10.66.0.13:8080 registry:consul:web",
         ],
     );
+    // Three are taken; what stands for nothing is counted apart, and gone soon after it left.
+    let count = |field: &str| sources(&setup)[0][field].as_u64();
+    assert_eq!((count("backends"), count("left_out")), (Some(3), Some(3)), "{}", sources(&setup));
+    assert!(setup.done("source list").unwrap().contains("3 (3 left out)"));
+    for id in ["zero", "own", "multi"] {
+        consul.deregister(id).unwrap();
+    }
+    assert!(eventually(|| count("left_out") == Some(0)), "{}", sources(&setup));
+    assert_eq!((count("backends"), sources(&setup)[0]["state"].clone()), (Some(3), json!("ok")));
     setup.wait_usable(2).unwrap();
     for _ in 0..20 {
         assert!(answer(&setup) != b"10.66.0.13", "a weight of 0 takes no new connections");

@@ -28,6 +28,10 @@ fn ready(mode: &str, files: &[(&str, &[u8])]) -> Setup {
     let (v4, v6) = (setup.addresses(false), setup.addresses(true));
     setup.attach(&format!("--xdp {mode} --mode dsr --vip 10.66.0.100:80 --announce --backends {v4}")).unwrap();
     setup.done(&format!("service add [fd66::100]:80 --mode dsr --backends {v6}")).unwrap();
+    setup.done(&format!("service add 10.66.0.100:8080 --mode dsr --health none --backends {v4}")).unwrap();
+    let needs = setup.needs(setup.backends[0].address.into()).unwrap();
+    assert_eq!(needs.len(), 2, "what two services need is said once: {needs:?}");
+    setup.done("service remove 10.66.0.100:8080").unwrap();
     setup.heed_doctor(|command| Some(command.to_owned())).unwrap();
     setup.serve_nginx(80, files).unwrap();
     for service in ["10.66.0.100:80/tcp", "[fd66::100]:80/tcp"] {

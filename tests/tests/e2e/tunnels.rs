@@ -184,6 +184,16 @@ fn backends_behind_a_router() {
             ping(&mut stream, "by way of the router").unwrap();
         }
         assert!(unwrappers.iter().all(|unwrapper| unwrapper.seen().packets > 0));
+
+        // Behind the router the way is narrower than lb can know: the router tells lb, and lb the client.
+        let narrow = "route change 10.68.0.0/24 dev eth1 proto kernel scope link src 10.68.0.1 mtu lock 1400";
+        Setup::ip(&router, narrow).unwrap();
+        Setup::ip(&router, "-6 route replace fd68::/64 dev eth1 proto kernel metric 256 mtu 1400").unwrap();
+        for (vip, outer_v6) in vips {
+            ping_much(&setup.client, place(vip, 7), &noise(500_000)).unwrap_or_else(|e| panic!("{mode} {vip}: {e:#}"));
+            let route = Setup::ip(&setup.client, &format!("route get {vip}")).unwrap();
+            assert!(route.contains(&format!("mtu {}", 1400 - overhead(mode, outer_v6))), "{mode} {vip}: {route}");
+        }
     }
 }
 

@@ -54,8 +54,13 @@ const SERVER_NAME: Key = key(
     r#""consul.example.org""#,
     "The name in the registry's certificate.",
 );
-const EMPTY_HOLD: Key =
-    key("empty_hold", Kind::Time, "30s", r#""1m""#, "How long an empty answer after a full one is not believed.");
+const EMPTY_HOLD: Key = key(
+    "empty_hold",
+    Kind::Time("0s", "1d"),
+    "30s",
+    r#""1m""#,
+    "How long an empty answer after a full one is not believed.",
+);
 const ON_EMPTY: Key = key(
     "on_empty",
     Kind::Word(&["keep", "reject"]),
@@ -100,7 +105,7 @@ static CONSUL: Table = Table {
         CERT,
         CERT_KEY,
         SERVER_NAME,
-        key("interval", Kind::Time, "60s", r#""30s""#, "Longest time that one question waits for news.")
+        key("interval", Kind::Time("1s", "10m"), "60s", r#""30s""#, "Longest time that one question waits for news.")
             .also(&["wait"]),
         EMPTY_HOLD,
         ON_EMPTY,
@@ -125,7 +130,13 @@ static DNS: Table = Table {
         key("port", Kind::Number(1, 65535), "that of the SRV records", "8080", "The port that all addresses have."),
         key("addr", Kind::Text, "those of /etc/resolv.conf", r#""127.0.0.1:8600""#, "The server that is asked.")
             .also(&["server", "resolver", "nameserver"]),
-        key("interval", Kind::Time, "the TTL, at most 60s", r#""5s""#, "Longest time between two questions."),
+        key(
+            "interval",
+            Kind::Time("1s", "10m"),
+            "the TTL, at most 60s",
+            r#""5s""#,
+            "Longest time between two questions.",
+        ),
         EMPTY_HOLD,
         ON_EMPTY,
         MASS,

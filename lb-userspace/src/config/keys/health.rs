@@ -74,12 +74,18 @@ pub(super) static HEALTH: Table = Table {
             r#""vip""#,
             "Which way the check goes: to the backend's own address, or to the VIP as packets of clients do.",
         ),
-        key("interval", Kind::Time, "2s", r#""5s""#, "Time between two checks.").also(&[
+        key("interval", Kind::Time("100ms", "1d"), "2s", r#""5s""#, "Time between two checks.").also(&[
             "every",
             "period",
             "delay_loop",
         ]),
-        key("timeout", Kind::Time, "1s", r#""500ms""#, "Time that a check may take."),
+        key(
+            "timeout",
+            Kind::Time("1ms", "1d"),
+            "1s, or the interval where that is shorter",
+            r#""500ms""#,
+            "Time that a check may take; no longer than the interval.",
+        ),
         key("rise", Kind::Number(1, 1000), "2", "2", "Successes in a row that make a down backend up.")
             .also(&["healthy_threshold", "up"]),
         key("fall", Kind::Number(1, 1000), "3", "3", "Failures in a row that make an up backend down.").also(&[

@@ -8,6 +8,8 @@ use discovery::DISCOVERY;
 use health::HEALTH;
 pub use health::{health_key, health_types};
 
+use crate::state::Scheduler;
+
 /// A table of the file.
 #[derive(Debug)]
 pub struct Table {
@@ -34,6 +36,8 @@ pub struct Key {
     pub example: &'static str,
     /// What people call it elsewhere.
     pub also: &'static [&'static str],
+    /// Words of elsewhere that are taken as values too.
+    pub aliases: &'static [&'static str],
 }
 
 /// What a value may be.
@@ -43,8 +47,8 @@ pub enum Kind {
     Text,
     /// One of these words.
     Word(&'static [&'static str]),
-    /// A number and a unit.
-    Time,
+    /// A number and a unit, from the first time to the second.
+    Time(&'static str, &'static str),
     /// A number, or text with a unit of 1024.
     Size,
     /// A whole number in this range.
@@ -70,10 +74,12 @@ impl Table {
         self.keys.iter().find(|key| key.name == name)
     }
 
-    /// The whole name of a key of this table.
+    /// The whole name of a key of this table, written as TOML has it.
     #[must_use]
     pub fn path_of(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        let is_bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        let key = if is_bare { key.to_owned() } else { format!("{key:?}") };
+        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
     }
 
     /// This table and those in it, each once.
@@ -89,7 +95,7 @@ impl Table {
                         table.keys.iter().for_each(|key| of(&key.kind, found));
                     }
                 }
-                Kind::Text | Kind::Word(_) | Kind::Time | Kind::Size | Kind::Number(..) | Kind::Flag => {}
+                Kind::Text | Kind::Word(_) | Kind::Time(..) | Kind::Size | Kind::Number(..) | Kind::Flag => {}
             }
         }
         let mut found = vec![self];
@@ -99,12 +105,17 @@ impl Table {
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, example: &'static str, help: &'static str) -> Key {
-    Key { name, kind, default, help, example, also: &[] }
+    Key { name, kind, default, help, example, also: &[], aliases: &[] }
 }
 
 impl Key {
     const fn also(mut self, words: &'static [&'static str]) -> Self {
         self.also = words;
+        self
+    }
+
+    const fn aliases(mut self, words: &'static [&'static str]) -> Self {
+        self.aliases = words;
         self
     }
 }
@@ -224,10 +235,11 @@ pub static SERVICE: Table = Table {
             r#""least-conn""#,
             "How a new connection picks a backend. The words of IPVS (rr, wrr, lc, wlc, sh) do too.",
         )
-        .also(&["balance", "algorithm", "policy", "lb_algo"]),
+        .also(&["balance", "algorithm", "policy", "lb_algo"])
+        .aliases(Scheduler::ALIASES),
         key(
             "affinity",
-            Kind::Time,
+            Kind::Time("0s", "24d"),
             "off",
             r#""10m""#,
             "The same client address gets the same backend, until it has been silent for this long.",
@@ -235,7 +247,7 @@ pub static SERVICE: Table = Table {
         .also(&["sticky", "persistence", "persistence_timeout", "session_affinity"]),
         key(
             "slow_start",
-            Kind::Time,
+            Kind::Time("0s", "1d"),
             "off",
             r#""1m""#,
             "A backend that came up takes a growing share of new connections for this long.",
@@ -289,14 +301,15 @@ static BACKEND: Table = Table {
     path: "service.backends",
     help: "One server, where its address alone does not say enough.",
     keys: &[
-        key("address", Kind::Text, "", r#""10.0.0.3:8080""#, "ADDR:PORT.").also(&["addr", "host", "ip", "server"]),
+        key("address", Kind::Text, "", r#""10.0.0.3:8080""#, "ADDR:PORT.")
+            .also(&["addr", "host", "ip", "server", "port"]),
         key("weight", Kind::Number(0, 65535), "1", "2", "Share of new connections; 0: takes none."),
     ],
 };
 
 static IDLE: Table = Table {
     path: "idle",
-    help: "How long a connection may be silent before its record is given up, for services that do not say it themselves. Each from 1s to 24d.",
+    help: "How long a connection may be silent before its record is given up, for services that do not say it themselves.",
     keys: &IDLE_KEYS,
 };
 
@@ -307,10 +320,22 @@ static SERVICE_IDLE: Table = Table {
 };
 
 static IDLE_KEYS: [Key; 5] = [
-    key("syn", Kind::Time, "60s", r#""30s""#, "TCP before the handshake is complete."),
-    key("established", Kind::Time, "2h4m", r#""1h""#, "TCP established (RFC 5382); shorter when the table fills.")
-        .also(&["tcp"]),
-    key("half_closed", Kind::Time, "5m", r#""1m""#, "TCP after one FIN."),
-    key("closed", Kind::Time, "30s", r#""10s""#, "TCP after both FINs or a RST; reclaimed at once when needed."),
-    key("udp", Kind::Time, "2m", r#""30s""#, "UDP (RFC 4787)."),
+    key("syn", Kind::Time("1s", "24d"), "60s", r#""30s""#, "TCP before the handshake is complete."),
+    key(
+        "established",
+        Kind::Time("1s", "24d"),
+        "2h4m",
+        r#""1h""#,
+        "TCP established (RFC 5382); shorter when the table fills.",
+    )
+    .also(&["tcp"]),
+    key("half_closed", Kind::Time("1s", "24d"), "5m", r#""1m""#, "TCP after one FIN."),
+    key(
+        "closed",
+        Kind::Time("1s", "24d"),
+        "30s",
+        r#""10s""#,
+        "TCP after both FINs or a RST; reclaimed at once when needed.",
+    ),
+    key("udp", Kind::Time("1s", "24d"), "2m", r#""30s""#, "UDP (RFC 4787)."),
 ];

@@ -74,7 +74,7 @@ pub(super) type Names = BTreeMap<String, IpAddr>;
 pub(super) async fn decode(told: Told<Vec<Entry>>, weight: u16, names: &mut Names) -> Answered {
     let mut answered = Answered { partial: !told.leader, ..Answered::default() };
     if told.contact > OLD_CONTACT {
-        answered.warnings.push(format!("consul: this server last heard of its leader {} s ago", told.contact / 1000));
+        answered.warnings.push(format!("this server last heard of its leader {} s ago", told.contact / 1000));
     }
     let mut by: BTreeMap<SocketAddr, String> = BTreeMap::new();
     for Entry { node, service, checks } in told.body {
@@ -87,7 +87,7 @@ pub(super) async fn decode(told: Told<Vec<Entry>>, weight: u16, names: &mut Name
         let ip = match address_of(host, names).await {
             Ok(ip) => ip,
             Err(why) => {
-                answered.warnings.push(format!("consul: instance {} left out: {why}", service.id));
+                answered.warnings.push(format!("instance {} left out: {why}", service.id));
                 continue;
             }
         };
@@ -102,7 +102,7 @@ pub(super) async fn decode(told: Told<Vec<Entry>>, weight: u16, names: &mut Name
             Some(Ok(weight)) => weight,
             Some(Err(_)) => {
                 answered.warnings.push(format!(
-                    "consul: instance {}: {WEIGHT_KEY}={} is not a weight (0 to 65535); {stated} counts",
+                    "instance {}: {WEIGHT_KEY}={} is not a weight (0 to 65535); {stated} counts",
                     service.id, meta[WEIGHT_KEY]
                 ));
                 stated
@@ -112,7 +112,7 @@ pub(super) async fn decode(told: Told<Vec<Entry>>, weight: u16, names: &mut Name
         let instance = Instance { weight, tags: service.tags.unwrap_or_default(), meta };
         // Apps often register anew under another id: one address is one backend, with the larger weight.
         if let Some(other) = by.insert(address, service.id.clone()) {
-            answered.warnings.push(format!("consul: {address} is registered twice, as {other} and {}", service.id));
+            answered.warnings.push(format!("{address} is registered twice, as {other} and {}", service.id));
         }
         let known = answered.set.get(&address).map_or(0, |known| known.weight);
         if !answered.set.contains_key(&address) || weight > known {

@@ -8,12 +8,14 @@ pub(crate) use text::encode;
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::http::{Http, Place};
-use crate::{Error, Result, state::words::parse_duration};
+use crate::{Error, Result, state::typed::parse_duration};
 
 /// How long an empty answer after a full one is not believed.
 pub const EMPTY_HOLD: Duration = Duration::from_secs(30);
 /// More than this share of the backends leaving at once is not believed, percent.
 pub const MASS: u8 = 50;
+/// The time between two questions, or that one may wait for news: Consul waits ten minutes at most.
+const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 /// What may be written before the colon.
 pub const KINDS: [&str; 4] = ["consul", "dns", "etcd", "file"];
 
@@ -252,7 +254,7 @@ impl SourceSpec {
                 })?;
             }
             _ => {
-                return Err(Error::usage(format!("{wrong}: a {} source has no option '{key}'", self.wanted.kind()))
+                return Err(Error::usage(format!("{wrong}: {} sources have no option '{key}'", self.wanted.kind()))
                     .hint(format!("it has: {}", option_names(&self.wanted))));
             }
         }
@@ -276,7 +278,17 @@ impl SourceSpec {
             Http::new(place)
                 .map_err(|error| Error { message: format!("source '{}': {}", self.name, error.message), ..error })?;
         }
+        if self.options.interval.is_some_and(|interval| !INTERVALS.contains(&interval)) {
+            return wrong("its interval is out of range", "1s to 10m");
+        }
         match &self.wanted {
+            Wanted::Dns { name, .. } if !is_domain(name) => wrong(
+                "that is not the name of a host",
+                "labels of 1 to 63 letters, digits, '-' and '_', with dots between them",
+            ),
+            Wanted::Dns { name, port: Some(_) } if name.contains("._tcp.") || name.contains("._udp.") => {
+                wrong("SRV records have their own ports", "leave the port out")
+            }
             Wanted::Consul(query) if query.service.is_none() && query.tags.is_empty() => wrong(
                 "neither a service nor a tag",
                 "consul:SERVICE, consul:SERVICE?tag=TAG, or consul:?tag=TAG for every service with the tag",
@@ -306,6 +318,15 @@ pub const fn option_names(wanted: &Wanted) -> &'static str {
         Wanted::Etcd { .. } => "name addr ca cert key server_name empty_hold on_empty mass weight",
         Wanted::File { .. } => "name empty_hold on_empty mass weight",
     }
+}
+
+/// Whether a name can stand in DNS (RFC 1035, section 2.3.4, and what registries have in names).
+fn is_domain(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 fn absolute(value: &str, wrong: &str) -> Result<PathBuf> {

@@ -231,7 +231,7 @@ mod tests {
             ("dns:web.example:http", "'http' is not a port"),
             ("dns:web.example:0", "port 0"),
             ("dns::80", "the name is missing"),
-            ("dns:web:80?tag=a", "a dns source has no option 'tag'"),
+            ("dns:web:80?tag=a", "dns sources have no option 'tag'"),
             ("dns:web:80?addr=resolver.example", "not the address of a DNS server"),
             ("consul:web?addr=ftp://10.0.0.9", "'ftp' is not spoken here"),
             ("etcd:lb/web?addr=http://10.0.0.9:port", "'port' is not a port"),
