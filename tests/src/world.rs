@@ -218,24 +218,38 @@ impl World {
     /// # Panics
     /// One is not forwarded, or they are not counted exactly once each (rule 34).
     pub fn send_all(&mut self, packets: impl IntoIterator<Item = Packet>) -> Vec<Seen> {
-        let forward = |packet: Packet| {
-            let frame = packet.build();
+        let sent = self.send_frames(packets.into_iter().map(|packet| packet.build()));
+        sent.iter().map(|frame| read(frame).unwrap_or_else(|error| panic!("{error:#} in {frame:02x?}"))).collect()
+    }
+
+    /// The same with frames of either family, and nothing read off them.
+    ///
+    /// # Panics
+    /// As [`World::send_all`].
+    pub fn send_frames(&mut self, frames: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+        let forward = |frame: Vec<u8>| {
             let mut out = vec![0; frame.len() + 256];
             let options =
                 TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::default() };
             let result = self.plane.program()?.test_run(options).context("BPF_PROG_TEST_RUN")?;
             out.truncate(result.data_size_out as usize);
-            ensure!(result.return_value == TX, "verdict {} for {packet:?}", result.return_value);
-            read(&out)
+            ensure!(result.return_value == TX, "verdict {} for {frame:02x?}", result.return_value);
+            Ok(out)
         };
-        let seen: Result<Vec<Seen>> = packets.into_iter().map(forward).collect();
-        let seen = seen.unwrap_or_else(|error| panic!("{error:#}"));
+        let sent: Result<Vec<_>> = frames.into_iter().map(forward).collect();
+        let sent = sent.unwrap_or_else(|error| panic!("{error:#}"));
         let after = self.plane.counters().unwrap_or_else(|error| panic!("{error:#}")).reasons;
         let counted: u64 = after.iter().sum::<u64>() - self.before.iter().sum::<u64>();
         let forwarded = Reason::ForwardedTx as usize;
-        assert_eq!((counted, after[forwarded] - self.before[forwarded]), (seen.len() as u64, seen.len() as u64));
+        let by_reason: Vec<_> = Reason::ALL
+            .iter()
+            .map(|reason| (reason, after[*reason as usize] - self.before[*reason as usize]))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let wanted = (sent.len() as u64, sent.len() as u64);
+        assert_eq!((counted, after[forwarded] - self.before[forwarded]), wanted, "{by_reason:?}");
         self.before = after;
-        seen
+        sent
     }
 
     fn try_run(&mut self, frame: &[u8]) -> Result<Outcome> {

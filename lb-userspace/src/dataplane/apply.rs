@@ -2,8 +2,11 @@
 //!
 //! What is named comes before what names it: backends, next hops and NAT ports, then slots, then services, then VIPs,
 //! then the filter. What goes away goes in the opposite order.
+//!
+//! New tables are written beside the old ones. Where there is no room for all of them at once (ten thousand services
+//! lose a server that they share) services are changed one after the other, and the places of old tables are used again.
 
-use std::{collections::BTreeMap, mem::offset_of, net::IpAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, mem::offset_of, net::IpAddr, sync::Arc, thread::sleep, time::Instant};
 
 use aya::maps::{HashMap, MapData, MapError};
 use lb_common::{
@@ -29,6 +32,8 @@ pub struct Applied {
 struct Placed {
     slots: BTreeMap<u32, u32>,
     members: BTreeMap<u32, u32>,
+    /// Only some are placed: the others are one after the other, when their services are changed.
+    in_turns: bool,
 }
 
 impl DataPlane {
@@ -40,14 +45,13 @@ impl DataPlane {
     pub fn apply(&mut self, tables: &Tables) -> Result<Applied> {
         let mut done = Applied::default();
         let placed = self.place(tables)?;
-        done.tables = placed.slots.len();
-        let applied = self.apply_in_order(tables, &placed, &mut done);
+        let applied = self.apply_in_order(tables, placed, &mut done);
         // After a failure the maps are the truth of how far it came.
         self.applied = if applied.is_ok() { tables.clone() } else { self.standing(self.recover()) };
         applied.map(|()| done)
     }
 
-    fn apply_in_order(&mut self, tables: &Tables, placed: &Placed, done: &mut Applied) -> Result<()> {
+    fn apply_in_order(&mut self, tables: &Tables, placed: Placed, done: &mut Applied) -> Result<()> {
         // Replies to a port that is about to be used must find its bit: first old and new bits, at the end the new.
         self.apply_filter(tables, true, done);
         self.apply_forwarding(tables, done)?;
@@ -75,43 +79,63 @@ impl DataPlane {
     /// Writes new tables and members to free slots, where nobody looks yet; gives where each stands.
     fn place(&mut self, tables: &Tables) -> Result<Placed> {
         let mut placed = Placed::default();
-        let done = self.place_all(tables, &mut placed);
-        if done.is_err() {
-            let now = Instant::now();
-            for (id, base) in &placed.slots {
-                self.slots.give(*base, tables.slots[id].len() as u32, now);
+        for id in tables.services.keys() {
+            if self.place_service(*id, tables, &mut placed) {
+                continue;
             }
-            for (id, base) in &placed.members {
-                self.slots.give(2 * base, 2 * tables.members[id].len() as u32, now);
+            for (id, base) in std::mem::take(&mut placed.slots) {
+                self.slots.give_unused(base, tables.slots[&id].len() as u32);
             }
+            for (id, base) in std::mem::take(&mut placed.members) {
+                self.slots.give_unused(2 * base, 2 * tables.members[&id].len() as u32);
+            }
+            let slots = tables.slots.values().map(|slots| slots.len().next_multiple_of(2));
+            let all = slots.chain(tables.members.values().map(|members| 2 * members.len())).sum::<usize>();
+            if all > self.table_slots.length() as usize {
+                return Err(no_room(all));
+            }
+            placed.in_turns = true;
+            break;
         }
-        done.map(|()| placed)
+        Ok(placed)
     }
 
-    fn place_all(&mut self, tables: &Tables, placed: &mut Placed) -> Result<()> {
-        for (id, slots) in &tables.slots {
-            if !slots.is_empty() && self.applied.slots.get(id) != Some(slots) {
-                placed.slots.insert(*id, self.write_slots(slots)?);
-            }
+    /// The same for one service; false if there is no room now. What was placed of it stands in `placed`.
+    fn place_service(&mut self, id: u32, tables: &Tables, placed: &mut Placed) -> bool {
+        if let Some(slots) = tables.slots.get(&id)
+            && !slots.is_empty()
+            && !placed.slots.contains_key(&id)
+            && self.applied.slots.get(&id) != Some(slots)
+        {
+            let Some(base) = self.write_slots(slots) else { return false };
+            placed.slots.insert(id, base);
         }
-        for (id, members) in &tables.members {
-            if !members.is_empty() && self.applied.members.get(id) != Some(members) {
-                placed.members.insert(*id, self.write_slots(members.as_flattened())? / 2);
-            }
+        if let Some(members) = tables.members.get(&id)
+            && !members.is_empty()
+            && !placed.members.contains_key(&id)
+            && self.applied.members.get(&id) != Some(members)
+        {
+            let Some(base) = self.write_slots(members.as_flattened()) else { return false };
+            placed.members.insert(id, base / 2);
+        }
+        true
+    }
+
+    /// The same, when places of old tables have rested.
+    fn place_in_turn(&mut self, id: u32, tables: &Tables, placed: &mut Placed) -> Result<()> {
+        while !self.place_service(id, tables, placed) {
+            let rested = self.slots.rested().ok_or_else(|| no_room(tables.slots.get(&id).map_or(0, |s| s.len())))?;
+            sleep(rested.saturating_duration_since(Instant::now()));
         }
         Ok(())
     }
 
-    fn write_slots(&mut self, slots: &[u32]) -> Result<u32> {
-        let size = slots.len() as u32;
-        let base = self.slots.take(size, Instant::now()).ok_or_else(|| {
-            Error::failed(format!("no room for a table of {size} slots"))
-                .hint("fewer services, or fewer backends in the largest")
-        })?;
+    fn write_slots(&mut self, slots: &[u32]) -> Option<u32> {
+        let base = self.slots.take(slots.len() as u32, Instant::now())?;
         for (slot, value) in (base..).zip(slots) {
             self.table_slots.write(slot, *value);
         }
-        Ok(base)
+        Some(base)
     }
 
     fn apply_forwarding(&mut self, tables: &Tables, done: &mut Applied) -> Result<()> {
@@ -137,8 +161,12 @@ impl DataPlane {
         Ok(())
     }
 
-    fn apply_services(&mut self, tables: &Tables, placed: &Placed, done: &mut Applied) -> Result<()> {
+    fn apply_services(&mut self, tables: &Tables, mut placed: Placed, done: &mut Applied) -> Result<()> {
         for (id, service) in &tables.services {
+            if placed.in_turns {
+                self.place_in_turn(*id, tables, &mut placed)?;
+            }
+            done.tables += usize::from(placed.slots.contains_key(id));
             if !self.applied.services.contains_key(id) {
                 self.zero_refusals(*id)?;
             }
@@ -236,6 +264,11 @@ impl DataPlane {
             ..Tables::default()
         }
     }
+}
+
+fn no_room(slots: usize) -> Error {
+    Error::failed(format!("no room for tables of {slots} slots"))
+        .hint("fewer services, or fewer backends in the largest")
 }
 
 /// An address's bit in the map `filter`.

@@ -4,7 +4,7 @@
 //! old one rests for a while, because a packet may just be reading it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -16,8 +16,8 @@ const REST: Duration = Duration::from_millis(100);
 pub struct Slots {
     /// Free regions: first slot to number of slots; neighbours are joined.
     free: BTreeMap<u32, u32>,
-    /// Freed a moment ago.
-    resting: Vec<(Instant, u32, u32)>,
+    /// Freed a moment ago, the earliest first.
+    resting: VecDeque<(Instant, u32, u32)>,
 }
 
 impl Slots {
@@ -36,7 +36,7 @@ impl Slots {
         if from < length {
             free.insert(from, length - from);
         }
-        Self { free, resting: Vec::new() }
+        Self { free, resting: VecDeque::new() }
     }
 
     /// A region of `size` slots; `None` when there is none.
@@ -54,26 +54,43 @@ impl Slots {
     /// Gives a region back.
     pub fn give(&mut self, base: u32, size: u32, now: Instant) {
         if size > 0 {
-            self.resting.push((now + REST, base, size.next_multiple_of(2)));
+            self.resting.push_back((now + REST, base, size.next_multiple_of(2)));
         }
     }
 
-    fn wake(&mut self, now: Instant) {
-        let (rested, resting) = self.resting.drain(..).partition(|(until, ..)| *until <= now);
-        self.resting = resting;
-        let rested: Vec<(Instant, u32, u32)> = rested;
-        for (_, mut base, mut size) in rested {
-            if let Some((before, room)) = self.free.range(..base).next_back().map(|(b, r)| (*b, *r))
-                && before + room == base
-            {
-                self.free.remove(&before);
-                (base, size) = (before, room + size);
-            }
-            if let Some(room) = self.free.remove(&(base + size)) {
-                size += room;
-            }
-            self.free.insert(base, size);
+    /// Gives a region back that nobody has looked at yet.
+    pub fn give_unused(&mut self, base: u32, size: u32) {
+        if size > 0 {
+            self.join(base, size.next_multiple_of(2));
         }
+    }
+
+    /// When the next region will have rested; `None` if none rests.
+    pub fn rested(&self) -> Option<Instant> {
+        self.resting.front().map(|(until, ..)| *until)
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while let Some((until, base, size)) = self.resting.front().copied()
+            && until <= now
+        {
+            self.resting.pop_front();
+            self.join(base, size);
+        }
+    }
+
+    /// Makes a region free, and one with its neighbours.
+    fn join(&mut self, mut base: u32, mut size: u32) {
+        if let Some((before, room)) = self.free.range(..base).next_back().map(|(b, r)| (*b, *r))
+            && before + room == base
+        {
+            self.free.remove(&before);
+            (base, size) = (before, room + size);
+        }
+        if let Some(room) = self.free.remove(&(base + size)) {
+            size += room;
+        }
+        self.free.insert(base, size);
     }
 }
 
@@ -96,6 +113,18 @@ mod tests {
         slots.give(b, 60, start);
         assert_eq!(slots.take(10, start), None, "both still rest");
         assert_eq!(slots.take(100, start + REST), Some(0), "joined");
+    }
+
+    #[test]
+    fn what_nobody_saw_is_free_at_once() {
+        let now = Instant::now();
+        let mut slots = Slots::new(100, []);
+        let base = slots.take(99, now).unwrap();
+        assert_eq!((slots.take(2, now), slots.rested()), (None, None));
+        slots.give_unused(base, 99);
+        assert_eq!(slots.take(100, now), Some(0));
+        slots.give(0, 100, now);
+        assert_eq!(slots.rested(), Some(now + REST));
     }
 
     #[test]

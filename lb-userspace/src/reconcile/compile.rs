@@ -14,9 +14,9 @@ use lb_common::{
     outer,
 };
 
-use super::{BackendKey, Lingering, Observed, Tables, Usable, slow_start, usable};
+use super::{BackendKey, Lingering, Observed, Tables, Usable, sizes, slow_start, usable};
 use crate::{
-    maglev::{self, Candidate},
+    maglev::Candidate,
     rotation,
     state::{Admin, BackendSpec, Desired, Health, IdleTimeouts, Mode, OnDown, OnEmpty, Probe, Scheduler, ServiceSpec},
 };
@@ -36,8 +36,10 @@ pub fn compile(desired: &Desired, observed: &Observed) -> Tables {
     let mut tables = Tables::default();
     observed.tables_made.turn();
     assign_ids(desired, observed, &mut tables);
+    let sizes = sizes::sizes(desired);
     for service in desired.services.values() {
-        compile_service(desired, observed, service, &mut tables);
+        let size = sizes.get(service.name.as_str()).copied().unwrap_or_default();
+        compile_service(desired, observed, (service, size), &mut tables);
     }
     for (key, lingering) in &observed.lingering {
         if let Some(id) = observed.backend_ids.get(key).filter(|id| !tables.backends.contains_key(id)) {
@@ -80,7 +82,8 @@ fn lowest_free(taken: &BTreeSet<u32>, next: &mut u32) -> u32 {
     *next - 1
 }
 
-fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec, tables: &mut Tables) {
+/// A service, and the size of its table.
+fn compile_service(desired: &Desired, observed: &Observed, (service, size): (&ServiceSpec, u32), tables: &mut Tables) {
     let id = tables.service_ids[&service.name];
     let key = |address| BackendKey { service: service.name.clone(), address };
     let takers = usable(service, |address| observed.verdicts.get(&key(address)).copied());
@@ -132,20 +135,10 @@ fn compile_service(desired: &Desired, observed: &Observed, service: &ServiceSpec
     if !members.is_empty() {
         tables.members.insert(id, members);
     }
-    let table = observed.tables_made.table(candidates, table_size(service));
+    let table = observed.tables_made.table(candidates, size);
     tables.fingerprints.insert(service.name.clone(), table.fingerprint);
     tables.slots.insert(id, table.slots);
     tables.usable.insert(service.name.clone(), takers);
-}
-
-/// Partitions of a service by `source-hash` up to which its table keeps its size: another size is another place for
-/// nearly every client, and a client's place is what it is for.
-const PARTITIONS: usize = 160;
-
-/// The size of a service's table: a change of health never changes it, another number of backends seldom.
-fn table_size(service: &ServiceSpec) -> u32 {
-    let backends = service.backends.len();
-    maglev::size_for(if service.scheduler == Scheduler::SourceHash { backends.max(PARTITIONS) } else { backends })
 }
 
 /// What schedulers that look at members see.

@@ -5,6 +5,7 @@
 
 mod compile;
 mod next_hops;
+mod sizes;
 pub mod slow_start;
 mod usable;
 

@@ -4,6 +4,7 @@ mod direct_icmp;
 mod dnat;
 mod dsr;
 mod icmp;
+mod moves;
 mod nat;
 mod nat6;
 mod reuse;

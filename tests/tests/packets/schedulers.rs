@@ -13,8 +13,7 @@ use lb_tests::{
 };
 use lb_userspace::{
     dataplane,
-    reconcile::{BackendKey, Lingering},
-    state::{Admin, Health, OnDown, Scheduler},
+    state::{Admin, Health, Scheduler},
 };
 
 const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 10), 80);
@@ -298,54 +297,4 @@ fn rule_18_affinity_is_the_services_own() {
     place(&mut world, from(1, 1));
     let other = world.send(&tcp(from(1, 2), SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 11), 80), SYN));
     assert_eq!(other.packet().to.to_string(), "10.0.2.1:8080");
-}
-
-/// Removes a backend; its flows go on.
-fn remove(world: &mut World, name: &str) {
-    let removed = world.first().backends.remove(30).address;
-    let key = BackendKey { service: name.to_owned(), address: removed };
-    let value = world.plane.applied().backends[&world.observed.backend_ids[&key]];
-    world.observed.lingering.insert(key, Lingering { value, reset: false, on_down: OnDown::Keep });
-}
-
-/// What a change of backends moves, of 20 000 flows: no known one, and of the same clients' next ones hardly more than had to.
-#[test]
-fn rule_10_changes_of_backends_move_no_known_flow_and_few_new_ones() {
-    const FLOWS: u32 = 20_000;
-    let weights = [1u16; 50];
-    let mut world = world(Scheduler::Maglev, &weights, 65_536);
-    world.first().on_down = OnDown::Keep;
-    let name = NAME;
-    let known = places(&mut world, (0..FLOWS).map(client));
-    let before = world.apply().unwrap();
-    type Change = fn(&mut World, &str);
-    // Each with the most percentage points that may move beyond what backends lose. What changes the set of configured
-    // backends changes the base of the table.
-    let changes: [(&str, f64, Change); 5] = [
-        ("one fails", 0.5, |world, name| world.verdict(name, backend(7), Health::Down)),
-        ("another drains", 1.0, |world, _| world.first().backends[20].admin = Admin::Drain),
-        ("the first comes back", 1.0, |world, name| world.verdict(name, backend(7), Health::Up)),
-        ("one is removed", 2.0, remove),
-        ("one gets twice the weight", 1.5, |world, _| world.first().backends[5].weight = 2),
-    ];
-    let (mut last, id) = (before.slots.values().next().unwrap().clone(), before.service_ids[name]);
-    for (what, most, change) in changes {
-        change(&mut world, name);
-        let tables = world.apply().unwrap();
-        let slots = tables.slots[&id].clone();
-        if slots.len() == last.len() {
-            let moved = slots.iter().zip(last.iter()).filter(|(now, before)| now != before).count();
-            let mut lost = BTreeMap::<u32, i64>::new();
-            last.iter().for_each(|id| *lost.entry(*id).or_default() += 1);
-            slots.iter().for_each(|id| *lost.entry(*id).or_default() -= 1);
-            let had_to: i64 = lost.values().filter(|slots| **slots > 0).sum();
-            let beyond = 100.0 * (moved as i64 - had_to) as f64 / slots.len() as f64;
-            assert!(beyond < most, "{what}: {beyond:.2} points beyond the minimum");
-        }
-        last = slots;
-        let sent = world.send_all((0..FLOWS).map(|n| tcp(client(n), VIP, ACK)));
-        let now = sent.iter().map(|seen| seen.to.ip().octets()[3]);
-        let moved = now.zip(&known).filter(|(now, before)| now != *before).count();
-        assert_eq!(moved, 0, "{what}: known flows moved");
-    }
 }
