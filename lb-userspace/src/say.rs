@@ -1,7 +1,7 @@
 //! Sentences for people, by `-o` and `-q`: they go to standard output, or to standard error where standard output
 //! belongs to a JSON value; `-q` leaves only errors.
 
-use std::sync::OnceLock;
+use std::{io::Write as _, sync::OnceLock};
 
 /// How people are talked to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,12 +24,18 @@ fn manner() -> Manner {
     MANNER.get().copied().unwrap_or_default()
 }
 
+/// A line on standard output. Whoever reads it may have read enough and gone (`| head`): that is no error.
+pub fn line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
 /// A sentence about what was done.
 pub fn sentence(text: &str) {
     match manner() {
         Manner { quiet: true, .. } => {}
         Manner { json: true, .. } => eprintln!("{text}"),
-        Manner { .. } => println!("{text}"),
+        Manner { .. } => line(text),
     }
 }
 
@@ -49,7 +55,7 @@ pub fn progress(text: &str) {
 
 /// What others wait for: it is said in any case.
 pub fn ready() {
-    if manner().json { eprintln!("lb: ready") } else { println!("lb: ready") }
+    if manner().json { eprintln!("lb: ready") } else { line("lb: ready") }
 }
 
 /// "1 backend", "3 backends".

@@ -39,9 +39,12 @@ pub async fn ask(arguments: &Arguments, command: Command) -> Result<()> {
         Command::Source(Source::Release { name }) => {
             let gone: usize = client.ask(&Request::ReleaseSource { name: name.clone() }).await?;
             match out {
-                Output::Json => println!("{gone}"),
+                Output::Json => say::line(&gone.to_string()),
                 Output::Table => {
-                    println!("{name}: {} let go; known flows go on until they end", count(gone, "held backend"));
+                    say::line(&format!(
+                        "{name}: {} let go; known flows go on until they end",
+                        count(gone, "held backend")
+                    ));
                 }
             }
         }
@@ -144,7 +147,7 @@ async fn ask_conn(client: &Client, command: Conn, out: Output) -> Result<()> {
             connections::list(client, &Request::Connections { filter: filter.into() }, out).await?;
         }
         Conn::Count(filter) => {
-            println!("{}", client.ask::<u64>(&Request::CountConnections { filter: filter.into() }).await?);
+            say::line(&client.ask::<u64>(&Request::CountConnections { filter: filter.into() }).await?.to_string());
         }
         Conn::Flush { filter, all } => {
             let filter = ConnFilter::from(filter);
@@ -154,7 +157,7 @@ async fn ask_conn(client: &Client, command: Conn, out: Output) -> Result<()> {
             }
             let flushed: u64 = client.ask(&Request::Flush { filter }).await?;
             match out {
-                Output::Json => println!("{flushed}"),
+                Output::Json => say::line(&flushed.to_string()),
                 Output::Table => say::sentence(&format!("{flushed} connections: reset at their clients' next packet")),
             }
         }
@@ -193,7 +196,7 @@ async fn change(client: &Client, change: Change, force: bool, how: &How, until: 
         say::warning(warning);
     }
     match out {
-        Output::Json => println!("{}", serde_json::json!(changed)),
+        Output::Json => say::line(&serde_json::json!(changed).to_string()),
         Output::Table => changed.summary.iter().for_each(|sentence| say::sentence(sentence)),
     }
     match how.wait {

@@ -79,7 +79,7 @@ pub async fn detach(arguments: &Arguments, interfaces: Vec<String>) -> Result<()
         without_a_daemon(arguments, interfaces).await?
     };
     match arguments.output {
-        Output::Json => println!("{}", serde_json::json!(names)),
+        Output::Json => say::line(&serde_json::json!(names).to_string()),
         Output::Table => names.iter().for_each(|name| say::sentence(&format!("{name}: detached"))),
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `lb check`: whether a config file is right.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     config::{Config, problem::Place},
     error::Kind,
-    say::{count, warning},
+    say::{count, line, warning},
     state::{Desired, Facts},
 };
 
@@ -17,12 +17,10 @@ use crate::{
 /// when the file is used; files that it names and that are not here get a warning.
 pub fn check(arguments: &Arguments, file: &Path) -> Result<()> {
     let checked = Config::read(file).and_then(|config| {
-        for named in &config.files {
-            if let Err(error) = fs::metadata(&named.path) {
-                let Place { line, column } = named.place;
-                let (file, key, path) = (file.display(), &named.key, named.path.display());
-                warning(&format!("{file}:{line}:{column}: {key}: {path}: {error} (on this host)"));
-            }
+        for named in config.files.iter().filter(|named| !named.path.exists()) {
+            let Place { line, column } = named.place;
+            let (file, key, path) = (file.display(), &named.key, named.path.display());
+            warning(&format!("{file}:{line}:{column}: {key}: {path} is not there (on this host)"));
         }
         // Forced: this host may not be the one that the file is for.
         let outcome = Desired::default().change(&config.statement(), &Facts::default(), true);
@@ -37,12 +35,12 @@ pub fn check(arguments: &Arguments, file: &Path) -> Result<()> {
         Output::Json => {
             let problems = checked.as_ref().err().map(|error| error.problems.clone()).unwrap_or_default();
             let counts = json!({ "services": services, "backends": backends, "sources": sources });
-            println!("{}", json!({ "file": file, "ok": checked.is_ok(), "problems": problems, "counts": counts }));
+            line(&json!({ "file": file, "ok": checked.is_ok(), "problems": problems, "counts": counts }).to_string());
         }
         Output::Table if checked.is_ok() => {
             let more = if sources > 0 { format!(", {} of more", count(sources, "source")) } else { String::new() };
             let (services, backends) = (count(services, "service"), count(backends, "backend"));
-            println!("{}: right: {services}, {backends}{more}", file.display());
+            line(&format!("{}: right: {services}, {backends}{more}", file.display()));
         }
         Output::Table => {}
     }

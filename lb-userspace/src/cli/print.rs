@@ -7,17 +7,18 @@ use super::arguments::Output;
 use crate::{
     api::{Backend, Drop, Service, SourceStatus, Status},
     doctor::{Finding, Level},
+    say::line,
 };
 
 fn json(value: &impl Serialize) {
-    println!("{}", serde_json::json!(value));
+    line(&serde_json::json!(value).to_string());
 }
 
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
     table.add_rows(rows);
-    println!("{}", table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n"));
+    line(&table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n"));
 }
 
 /// `lb status`.
@@ -26,7 +27,7 @@ pub fn status(status: &Status, out: Output) {
         return json(status);
     }
     let interfaces: Vec<_> = status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.xdp)).collect();
-    println!(
+    line(&format!(
         "lb {}, generation {}, up {} s, on {}; {} of {} flows",
         status.version,
         status.generation,
@@ -34,13 +35,13 @@ pub fn status(status: &Status, out: Output) {
         interfaces.join(", "),
         status.flows.active,
         status.flows.max
-    );
+    ));
     for warning in &status.warnings {
-        println!("warning: {warning}");
+        line(&format!("warning: {warning}"));
     }
-    println!();
+    line("");
     services(&status.services, out);
-    println!();
+    line("");
     let all: Vec<_> = status.services.iter().flat_map(|service| service.backends.clone()).collect();
     backends(&all, out);
 }
@@ -72,7 +73,7 @@ pub fn service(service: &Service, out: Output) {
         return json(service);
     }
     services(std::slice::from_ref(service), out);
-    println!("\ntable {}\n", service.table_fingerprint);
+    line(&format!("\ntable {}\n", service.table_fingerprint));
     backends(&service.backends, out);
 }
 
@@ -150,7 +151,7 @@ pub fn sources(sources: &[SourceStatus], out: Output) {
     });
     table(["SOURCE", "KIND", "SERVICE", "STATE", "BACKENDS", "AGE", "HELD", "LAST ERROR"], rows);
     for source in sources {
-        source.warnings.iter().for_each(|warning| println!("{}: {warning}", source.name));
+        source.warnings.iter().for_each(|warning| line(&format!("{}: {warning}", source.name)));
     }
 }
 
@@ -178,6 +179,6 @@ pub fn findings(findings: &[Finding], out: Output) {
             Level::Fail => "FAIL",
         };
         let fix = finding.fix.as_ref().map_or_else(String::new, |fix| format!("  ->  {fix}"));
-        println!("{mark}  {}: {}{fix}", finding.check, finding.text);
+        line(&format!("{mark}  {}: {}{fix}", finding.check, finding.text));
     }
 }

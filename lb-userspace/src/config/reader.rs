@@ -76,7 +76,9 @@ impl<'a> Reader<'a> {
     /// The files that were named.
     #[must_use]
     pub fn files(&self) -> Vec<Named> {
-        self.files.borrow().clone()
+        let mut files = self.files.borrow().clone();
+        files.sort_by_key(|named| named.place);
+        files
     }
 
     /// Everything that is wrong, in the order of the file.

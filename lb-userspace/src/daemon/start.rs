@@ -161,7 +161,7 @@ fn dry_run(outcome: &Outcome, json: bool) -> Result<()> {
     if json {
         let Outcome { desired, warnings, summary } = outcome.clone();
         let changed = Changed { generation: desired.generation, summary, warnings };
-        println!("{}", serde_json::json!(changed));
+        say::line(&serde_json::json!(changed).to_string());
         return Ok(());
     }
     outcome.summary.iter().for_each(|sentence| say::sentence(sentence));

@@ -145,7 +145,7 @@ impl Dns {
                 match addresses(&resolver, target).await {
                     Ok((ips, partial, time)) => {
                         if ips.is_empty() {
-                            answered.warnings.push(format!("dns: target {target} has no address"));
+                            answered.warnings.push(format!("target {target} has no address"));
                         } else {
                             ttl = ttl.min(time);
                         }

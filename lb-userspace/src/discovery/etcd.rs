@@ -223,10 +223,10 @@ impl Registry for Etcd {
             match instance(value, self.weight) {
                 Ok((address, instance)) => {
                     if answered.set.insert(address, instance).is_some() {
-                        answered.warnings.push(format!("etcd: {address} is there twice, {key} is one"));
+                        answered.warnings.push(format!("{address} is there twice, {key} is one"));
                     }
                 }
-                Err(why) => answered.warnings.push(format!("etcd: key {key} left out: {why}")),
+                Err(why) => answered.warnings.push(format!("key {key} left out: {why}")),
             }
         }
         Ok(answered)

@@ -36,13 +36,15 @@ pub struct File {
     weight: u16,
     watch: Option<(RecommendedWatcher, UnboundedReceiver<()>)>,
     last: Option<String>,
+    /// The last answer was an error, which was told.
+    failed: bool,
 }
 
 impl File {
     /// A file whose lines have this weight unless they say another.
     #[must_use]
     pub const fn new(path: PathBuf, weight: u16) -> Self {
-        Self { path, weight, watch: None, last: None }
+        Self { path, weight, watch: None, last: None, failed: false }
     }
 
     fn read(&mut self) -> Result<Option<Answered>> {
@@ -71,10 +73,29 @@ impl File {
         self.watch = Some((watcher, told));
         Ok(())
     }
+
+    /// Waits until something happened in the directory, or for a while.
+    async fn news(&mut self) -> Result<()> {
+        let Some((_, told)) = &mut self.watch else { return self.watch() };
+        if let Ok(None) = timeout(LOOK, told.recv()).await {
+            self.watch = None;
+            return self.watch();
+        }
+        tokio::time::sleep(SETTLE).await;
+        while told.try_recv().is_ok() {}
+        Ok(())
+    }
 }
 
 impl Registry for File {
+    /// A file that is mended is read at once.
+    const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
     async fn next(&mut self, fresh: bool) -> Result<Answered> {
+        let failed = std::mem::replace(&mut self.failed, false);
+        if failed && !fresh && self.watch.is_some() {
+            self.news().await?;
+        }
         self.watch()?;
         if fresh {
             self.last = None;
@@ -91,18 +112,11 @@ impl Registry for File {
                 Ok(None) => {}
                 Err(error) => {
                     // What is there when it is readable again is news, even if it is what was there before.
-                    self.last = None;
+                    (self.last, self.failed) = (None, true);
                     return Err(error);
                 }
             }
-            let Some((_, told)) = &mut self.watch else { continue };
-            if let Ok(None) = timeout(LOOK, told.recv()).await {
-                self.watch = None;
-                self.watch()?;
-                continue;
-            }
-            tokio::time::sleep(SETTLE).await;
-            while told.try_recv().is_ok() {}
+            self.news().await?;
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::Result;
 
 /// Shortest and longest pause after errors; in between it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// So many answers may follow each other at once; then one per [`REFILL`].
 const BURST: f64 = 10.0;
 const REFILL: Duration = Duration::from_millis(100);
@@ -53,7 +53,7 @@ impl Line {
                 return;
             }
             if failed {
-                sleep(pause(failures, super::random())).await;
+                sleep(pause(failures, super::random()).min(R::LONGEST_PAUSE)).await;
                 failures += 1;
             } else {
                 (failures, fresh) = (0, false);

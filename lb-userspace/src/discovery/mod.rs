@@ -22,7 +22,7 @@ pub use sources::{Sources, Wish};
 pub use spec::{SourceSpec, Vanish, Wanted};
 use standing::Standing;
 
-use std::{collections::BTreeMap, future::Future};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,9 @@ fn random() -> f64 {
 
 /// A sort of registry.
 pub trait Registry: Send + 'static {
+    /// Longest pause after errors.
+    const LONGEST_PAUSE: Duration = line::LONGEST_PAUSE;
+
     /// The next answer: the first one at once, later ones when there may be news. `fresh`: at once, and not from
     /// anything that was heard before. It may be dropped while it waits, and is then called again.
     ///

@@ -253,6 +253,8 @@ fn start(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// What lets two balancers agree: sets are by address, whatever order and names the registry has them in.
@@ -287,5 +289,11 @@ mod tests {
         sources.heard(told.recv().await.unwrap());
         let status = &sources.list(|_, _| true)[0];
         assert!(status.state == "error" && status.last_error.as_ref().unwrap().message.contains("web:1"));
+        // However long it was wrong, it is read as soon as it is right.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        std::fs::write(&path, "10.0.0.3:80\n").unwrap();
+        let mended = async { while !sources.heard(told.recv().await.unwrap()) {} };
+        tokio::time::timeout(Duration::from_secs(1), mended).await.expect("it is read again");
+        assert_eq!(addresses(sources.take_changed()), ["10.0.0.3:80"]);
     }
 }

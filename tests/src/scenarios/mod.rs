@@ -70,6 +70,13 @@ fn say(what: &str) {
     eprintln!("  {what}");
 }
 
+/// What an operator would type, and what lb answers.
+fn show(setup: &Setup, command: &str) -> Result<()> {
+    say(&format!("$ lb {command}"));
+    setup.done(command)?.lines().for_each(|line| say(&format!("  {line}")));
+    Ok(())
+}
+
 fn example(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(path)
 }

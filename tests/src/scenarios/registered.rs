@@ -1,11 +1,11 @@
 //! Services that instances fill by registering themselves (y axis).
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use super::{URL, app, packages, say, under_load, voices};
+use super::{URL, app, packages, say, show, under_load, voices};
 use crate::{
     e2e::{Setup, eventually, servers::Server},
     registry::{Consul, SILENCE},
@@ -45,6 +45,7 @@ pub(super) fn registered() -> Result<()> {
     ensure!(voices(&setup, URL, 20)?.iter().all(|voice| voice.starts_with("api-service")));
     ensure!(voices(&setup, OTHER_URL, 20)?.iter().all(|voice| voice.starts_with("webapp-service")));
     say("two services, each filled from Consul by its tag");
+    show(&setup, "source list")?;
     let mut fifth = None;
     under_load(&setup, URL, || {
         fifth = Some(start(&setup, 4, "api-service", "api")?);
@@ -57,10 +58,14 @@ pub(super) fn registered() -> Result<()> {
         Ok(())
     })?;
     third.kill();
+    let killed = Instant::now();
     usable(&setup, "webapp", 1)?;
+    let noticed = killed.elapsed().as_secs_f32();
     let backends = setup.json("service show webapp")?["backends"].as_array().map_or(0, Vec::len);
     ensure!(backends == 2, "Consul still names it");
     say("SIGKILL: an instance died silently; Consul believes in it, our health check does not");
+    show(&setup, "backend list")?;
+    say(&format!("it took {noticed:.1} s to notice; from then on:"));
     under_load(&setup, OTHER_URL, || {
         std::thread::sleep(std::time::Duration::from_secs(3));
         Ok(())

@@ -78,7 +78,7 @@ fn check_tells_all_errors_at_once_and_changes_nothing() {
     let said = setup.lb(&format!("check -f {example}")).unwrap();
     let warned = String::from_utf8_lossy(&said.stderr);
     assert_eq!(said.status.code(), Some(0), "{warned}");
-    assert!(warned.contains("service.discovery.consul.token_file: /etc/lb/consul.token: No such file"), "{warned}");
+    assert!(warned.contains("service.discovery.consul.token_file: /etc/lb/consul.token is not there"), "{warned}");
 
     // What only fits together as a whole is found too, and a file that is not there is named.
     let twice = "[[service]]\nname = \"b\"\nvip = \"10.66.0.11:7\"\n";

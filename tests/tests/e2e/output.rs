@@ -10,6 +10,20 @@ fn keys(value: &Value, wanted: &[&str]) {
 }
 
 #[test]
+fn a_reader_who_has_read_enough_is_no_error() {
+    let mut setup = Setup::new(1, 1500).unwrap();
+    let list = setup.list(80);
+    setup.attach(&format!("--backends {list}")).unwrap();
+    for command in ["status", "backend list", "status -o json", "doctor eth0"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = setup.command("", command).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "lb {command} | true: {:?} {said}", output.status);
+    }
+}
+
+#[test]
 fn json_has_the_contracts_shapes() {
     let mut setup = Setup::new(1, 1500).unwrap();
     setup.serve_files(8080, &[]).unwrap();
