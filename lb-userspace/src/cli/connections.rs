@@ -1,11 +1,16 @@
 //! `lb conn list`: connections as they come, there may be millions.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
+
+use serde::Deserialize;
 
 use super::arguments::Output;
 use crate::{
     Result,
-    api::{Conn, Request, client::Client},
+    api::{Both, Request, client::Client},
 };
 
 /// Rows that decide how wide columns are.
@@ -41,7 +46,7 @@ pub async fn list(client: &Client, request: &Request, out: Output) -> Result<()>
 struct Rows {
     /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
-    /// Rows that are not printed yet.
+    /// The first rows, until they are printed.
     waiting: Vec<[String; HEAD.len()]>,
     /// Widths of columns, once the first rows are printed.
     widths: Option<[usize; HEAD.len()]>,
@@ -57,7 +62,11 @@ impl Rows {
         for line in whole.split(|byte| *byte == b'\n') {
             let line = line.strip_suffix(b",").unwrap_or(line);
             if line.starts_with(b"{") {
-                self.waiting.push(row(&serde_json::from_slice(line)?));
+                let row = row(&serde_json::from_slice(line)?);
+                match &self.widths {
+                    Some(widths) => self::line(to, &row, widths)?,
+                    None => self.waiting.push(row.map(Cow::into_owned)),
+                }
             }
         }
         if self.waiting.len() >= FIRST { self.show(to) } else { Ok(()) }
@@ -82,26 +91,50 @@ impl Rows {
 }
 
 fn line<T: AsRef<str>>(to: &mut impl Write, cells: &[T], widths: &[usize]) -> io::Result<()> {
+    const SPACES: &str = "                                                                ";
     for (n, (cell, width)) in cells.iter().zip(widths).enumerate() {
         let cell = cell.as_ref();
-        if n + 1 == cells.len() { writeln!(to, "{cell}")? } else { write!(to, "{cell:width$}  ")? }
+        to.write_all(cell.as_bytes())?;
+        // By hand: there may be millions.
+        let pad = if n + 1 == cells.len() { 0 } else { width.saturating_sub(cell.len()) + 2 };
+        match SPACES.get(..pad) {
+            Some(spaces) => to.write_all(spaces.as_bytes())?,
+            None => write!(to, "{:pad$}", "")?,
+        }
     }
-    Ok(())
+    to.write_all(b"\n")
 }
 
-fn row(conn: &Conn) -> [String; HEAD.len()] {
+/// A [`crate::api::Conn`], of which nothing is read that is only printed.
+#[derive(Deserialize)]
+struct Told<'a> {
+    #[serde(borrow)]
+    proto: &'a str,
+    client: &'a str,
+    vip: &'a str,
+    backend: &'a str,
+    snat: &'a str,
+    #[serde(borrow)]
+    service: Cow<'a, str>,
+    state: &'a str,
+    idle_s: u64,
+    age_s: u64,
+    packets: Both,
+}
+
+fn row<'a>(conn: &Told<'a>) -> [Cow<'a, str>; HEAD.len()] {
     [
-        conn.proto.clone(),
-        conn.client.to_string(),
-        conn.vip.to_string(),
-        conn.backend.to_string(),
-        conn.snat.to_string(),
+        conn.proto.into(),
+        conn.client.into(),
+        conn.vip.into(),
+        conn.backend.into(),
+        conn.snat.into(),
         conn.service.clone(),
-        conn.state.clone(),
-        format!("{} s", conn.idle_s),
-        format!("{} s", conn.age_s),
-        conn.packets.inward.to_string(),
-        conn.packets.out.to_string(),
+        conn.state.into(),
+        format!("{} s", conn.idle_s).into(),
+        format!("{} s", conn.age_s).into(),
+        conn.packets.inward.to_string().into(),
+        conn.packets.out.to_string().into(),
     ]
 }
 

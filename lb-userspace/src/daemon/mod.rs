@@ -66,7 +66,7 @@ const STATUS: Duration = Duration::from_secs(5);
 /// Most verdicts that are applied together.
 const MOST_VERDICTS: usize = 65_536;
 /// So many times as long as a look at all flows takes, the next is not taken.
-const LOOK_PAUSE: u32 = 100;
+const LOOK_PAUSE: u32 = 200;
 
 /// An interface that the data path runs on.
 #[derive(Clone, Debug)]

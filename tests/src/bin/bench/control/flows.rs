@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, SocketAddrV4},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -80,7 +81,8 @@ fn asked(report: &mut Report) -> Result<()> {
         ("conn count --backend", "conn count --backend 10.66.0.100:80", 5),
         ("conn list --limit 10", "conn list --limit 10", 5),
         ("conn list --client, none found", "conn list --client 192.0.2.8", 5),
-        ("conn list -o json, all", "conn list -o json", 2),
+        ("conn list -o json, all", "conn list -o json", 3),
+        ("conn list, all as a table", "conn list", 3),
         ("status", "status", 5),
         ("backend weight", "backend weight 10.66.0.100:80 2", 1),
         ("backend remove", "backend remove 10.66.0.101:80", 1),
@@ -88,9 +90,10 @@ fn asked(report: &mut Report) -> Result<()> {
         let mut times_ms = Vec::new();
         for _ in 0..times {
             let begun = Instant::now();
-            let output = setup.lb(arguments)?;
+            // What reads the output costs nothing.
+            let status = setup.command("", arguments).stdout(Stdio::null()).status()?;
             times_ms.push(milliseconds(begun));
-            ensure!(output.status.success(), "lb {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+            ensure!(status.success(), "lb {arguments}: {status}");
         }
         let goal = if arguments.starts_with("conn") { "< 1 s" } else { "" };
         line(report, &format!("lb {what}, of {counted} connections"), &times_ms, goal);
