@@ -56,13 +56,16 @@ pub fn as_error(file: &Path, problems: Vec<Problem>) -> Error {
 #[derive(Debug)]
 pub struct Lines<'a> {
     text: &'a str,
+    /// Where every line begins: every value of a large file is asked for its place.
+    begins: Vec<usize>,
 }
 
 impl<'a> Lines<'a> {
     /// Of a text.
     #[must_use]
-    pub const fn new(text: &'a str) -> Self {
-        Self { text }
+    pub fn new(text: &'a str) -> Self {
+        let begins = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
+        Self { text, begins }
     }
 
     /// Where a span begins.
@@ -72,9 +75,9 @@ impl<'a> Lines<'a> {
         while !self.text.is_char_boundary(at) {
             at -= 1;
         }
-        let before = &self.text[..at];
-        let line = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Place { line: before.matches('\n').count() + 1, column: before[line..].chars().count() + 1 }
+        let line = self.begins.partition_point(|begin| *begin <= at);
+        let begin = self.begins[line - 1];
+        Place { line, column: self.text[begin..at].chars().count() + 1 }
     }
 }
 
