@@ -1,7 +1,7 @@
 //! What is refused, with the fix in the text. Guards look at [`Facts`] and change nothing.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -18,7 +18,7 @@ pub(super) fn check(
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     check_settings(old, new, facts, force, warnings)?;
-    let vips = vip_addresses(new);
+    let (vips, owners) = (vip_addresses(new), Owners::of(new));
     let known_vips: BTreeSet<_> = old.services.values().flat_map(|service| &service.vips).collect();
     for service in new.services.values() {
         let before = old.services.get(&service.name);
@@ -40,7 +40,7 @@ pub(super) fn check(
             );
         }
         for vip in &service.vips {
-            check_owner(*vip, service, new)?;
+            owners.check(*vip, service)?;
             if !known_vips.contains(vip) {
                 check_vip(*vip, new, facts, force, warnings)?;
             }
@@ -82,21 +82,48 @@ fn check_settings(old: &Desired, new: &Desired, facts: &Facts, force: bool, warn
     Ok(())
 }
 
-/// One VIP belongs to one service, and is nobody's backend.
-fn check_owner(vip: Vip, service: &ServiceSpec, all: &Desired) -> Result<()> {
-    let mut others = all.services.values().filter(|other| other.name != service.name);
-    if let Some(other) = others.find(|other| other.vips.contains(&vip)) {
-        return Err(Error::refused(format!("VIP {vip}: service {} has it already", other.name))
-            .hint("one VIP belongs to one service"));
+/// Whose VIPs and backends are where: the first two services by name are enough to find another one.
+struct Owners<'a> {
+    vips: BTreeMap<Vip, Vec<&'a str>>,
+    backends: BTreeMap<IpAddr, Vec<&'a str>>,
+}
+
+impl<'a> Owners<'a> {
+    fn of(all: &'a Desired) -> Self {
+        let mut owners = Self { vips: BTreeMap::new(), backends: BTreeMap::new() };
+        for service in all.services.values() {
+            let name = service.name.as_str();
+            for vip in &service.vips {
+                note(owners.vips.entry(*vip).or_default(), name);
+            }
+            for backend in &service.backends {
+                note(owners.backends.entry(backend.address.ip()).or_default(), name);
+            }
+        }
+        owners
     }
-    let is_backend = |other: &&ServiceSpec| other.backends.iter().any(|backend| backend.address.ip() == vip.address);
-    match all.services.values().filter(|other| other.name != service.name).find(is_backend) {
-        Some(other) => Err(Error::refused(format!(
-            "VIP {vip}: the address is that of a backend of service {}: packets would go round for ever",
-            other.name
-        ))
-        .hint("an address that no backend has")),
-        None => Ok(()),
+
+    /// One VIP belongs to one service, and is nobody's backend.
+    fn check(&self, vip: Vip, service: &ServiceSpec) -> Result<()> {
+        let other = |names: Option<&Vec<&'a str>>| names?.iter().copied().find(|name| *name != service.name);
+        if let Some(other) = other(self.vips.get(&vip)) {
+            return Err(Error::refused(format!("VIP {vip}: service {other} has it already"))
+                .hint("one VIP belongs to one service"));
+        }
+        match other(self.backends.get(&vip.address)) {
+            Some(other) => Err(Error::refused(format!(
+                "VIP {vip}: the address is that of a backend of service {other}: packets would go round for ever"
+            ))
+            .hint("an address that no backend has")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Notes a name, if fewer than two are known.
+fn note<'a>(names: &mut Vec<&'a str>, name: &'a str) {
+    if names.len() < 2 && !names.contains(&name) {
+        names.push(name);
     }
 }
 
