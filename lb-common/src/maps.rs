@@ -63,8 +63,15 @@ pub mod name {
     pub const AFFINITY: &str = "affinity";
     /// Array of [`super::Bucket`], by service identity: tokens for ICMP answers.
     pub const ICMP_TOKENS: &str = "icmp_tokens";
+    /// Program array of one: what the fast path calls for packets that it has parked.
+    pub const SLOW_PATH: &str = "slow_path";
+    /// Per-CPU array of one: an IPv4 packet on its way from the fast path to the slow one. Pinned, so that they
+    /// understand each other also while one daemon's programs replace another's.
+    pub const PARKED4: &str = "parked4";
+    /// The same for IPv6.
+    pub const PARKED6: &str = "parked6";
     /// All of them that are pinned.
-    pub const PINNED: [&str; 25] = [
+    pub const PINNED: [&str; 28] = [
         SETTINGS,
         INTERFACES,
         FILTER,
@@ -90,6 +97,9 @@ pub mod name {
         TURNS,
         AFFINITY,
         ICMP_TOKENS,
+        SLOW_PATH,
+        PARKED4,
+        PARKED6,
     ];
 }
 

@@ -39,6 +39,7 @@ macro_rules! reasons {
             }
 
             /// What it comes down to.
+            #[inline(always)]
             #[must_use]
             pub const fn verdict(self) -> Verdict {
                 match self { $(Self::$name => Verdict::$verdict,)* }

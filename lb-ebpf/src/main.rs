@@ -58,17 +58,37 @@ mod tunnel;
 mod words;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::{maps::interface_flag, reason::Verdict};
+use lb_common::{
+    maps::interface_flag,
+    reason::{Reason, Verdict},
+};
 
-/// The balancer. Its name is how the control plane and tests find it.
+/// The balancer: the fast path. Its name is how the control plane and tests find it.
 #[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let reason = pipeline::run(&ctx);
+    if let Some(reason) = pipeline::fast(&ctx) {
+        return leave(&ctx, reason);
+    }
+    // SAFETY: the map holds the program below.
+    unsafe { maps::slow_path.tail_call(&ctx, 0) };
+    leave(&ctx, Reason::HelperFailed)
+}
+
+/// Packets that the fast path has parked: of no known flow, and ICMP. A program of its own, for the sake of its stack:
+/// both paths together would need more than there is.
+#[xdp(frags)]
+pub fn lb_slow(ctx: XdpContext) -> u32 {
+    leave(&ctx, pipeline::slow(&ctx))
+}
+
+/// Counts the packet, and sends it on its way.
+#[inline(always)]
+fn leave(ctx: &XdpContext, reason: Reason) -> u32 {
     maps::count(reason);
-    log::packet(&ctx, reason);
+    log::packet(ctx, reason);
     match reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
-        Verdict::Tx => back(&ctx),
+        Verdict::Tx => back(ctx),
         Verdict::Redirect => xdp_action::XDP_REDIRECT,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Aborted => xdp_action::XDP_ABORTED,

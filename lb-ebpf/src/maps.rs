@@ -4,7 +4,7 @@
 use aya_ebpf::{
     Global,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
 };
 use lb_common::{
     Be32,
@@ -74,7 +74,10 @@ pub static affinity: LruHashMap<contract::AffinityKey, contract::Affinity> =
 #[map]
 pub static icmp_tokens: Array<contract::Bucket> = Array::with_max_entries(contract::SERVICES, MAPPED);
 
-/// Not pinned: nothing in it outlives a packet.
+/// The program `lb_slow`.
+#[map]
+pub static slow_path: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 #[map]
 pub static parked4: PerCpuArray<Packet<V4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]

@@ -12,8 +12,10 @@ use lb_common::{
 };
 
 use crate::{
-    answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, pipeline::Known, ports, records,
-    rest, service, table, tunnel,
+    answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, ports, records,
+    rest, service, table,
+    table::Found,
+    tunnel,
 };
 
 /// A family's copies.
@@ -23,7 +25,7 @@ pub trait Once: Family {
     /// [`table::insert`].
     fn insert(tuple: &Tuple<Self>, direction: u32, index: u32) -> u32;
     /// [`pipeline::known`].
-    fn known(ctx: &XdpContext) -> Known;
+    fn known(ctx: &XdpContext) -> Option<Reason>;
     /// [`service::begin`].
     fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason>;
     /// [`ports::allocate`].
@@ -50,8 +52,6 @@ pub trait Once: Family {
 
 /// "No reason": the packet is not done with.
 const NONE: u32 = u32::MAX;
-/// Not a reason, but where an ICMP header stands.
-const ICMP: u32 = 1 << 31;
 
 #[inline(always)]
 fn pack(reason: Option<Reason>) -> u32 {
@@ -83,11 +83,7 @@ macro_rules! once {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $known(ctx: *mut xdp_md) -> u32 {
-            match pipeline::known::<$family>(&XdpContext::new(ctx)) {
-                Known::Done(reason) => reason as u32,
-                Known::Not => NONE,
-                Known::Icmp(at) => ICMP | at as u32,
-            }
+            pack(pipeline::known::<$family>(&XdpContext::new(ctx), Found::new))
         }
 
         #[inline(never)]
@@ -178,12 +174,8 @@ macro_rules! once {
             }
 
             #[inline(always)]
-            fn known(ctx: &XdpContext) -> Known {
-                match $known(ctx.as_ptr().cast()) {
-                    NONE => Known::Not,
-                    number if number & ICMP != 0 => Known::Icmp((number & !ICMP) as usize),
-                    number => Known::Done(Reason::from_number(number)),
-                }
+            fn known(ctx: &XdpContext) -> Option<Reason> {
+                unpack($known(ctx.as_ptr().cast()))
             }
 
             #[inline(always)]

@@ -31,6 +31,12 @@ pub struct Packet<F: Family> {
 }
 
 impl<F: Family> Packet<F> {
+    /// An ICMP packet, of which only its header's place is known.
+    #[inline(always)]
+    pub fn icmp(transport: usize, protocol: u8) -> Self {
+        Self { transport, tuple: Tuple { protocol, ..Tuple::default() }, length: 0, ingress: 0, flags: 0 }
+    }
+
     /// Whether it is TCP.
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {

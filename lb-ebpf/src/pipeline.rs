@@ -3,6 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     family::{V4, V6},
+    flow::Tuple,
     reason::Reason,
 };
 
@@ -10,71 +11,71 @@ use crate::{
     forward,
     life::{self, Life},
     packet::{ETHERNET, Frame},
-    parse::{Parsed, parse},
+    parse::{Packet, Parsed, parse},
     path::Path,
     table::Found,
 };
 
-/// Takes a frame through all steps and says what became of it.
+/// Takes a frame of a known flow through all steps and says what became of it; `None`: it is parked for the slow path.
 #[inline(always)]
-pub fn run(ctx: &XdpContext) -> Reason {
+pub fn fast(ctx: &XdpContext) -> Option<Reason> {
+    let Some(ethernet) = Frame::of(ctx).at(0, ETHERNET) else { return Some(Reason::NotOurs) };
+    let kind = ethernet.load::<u16>(12);
+    if kind == V4::TYPE {
+        return known::<V4>(ctx, Found::at_once);
+    }
+    if kind == V6::TYPE { known::<V6>(ctx, Found::at_once) } else { Some(Reason::NotOurs) }
+}
+
+/// Takes a parked frame through the other steps.
+#[inline(always)]
+pub fn slow(ctx: &XdpContext) -> Reason {
     let Some(ethernet) = Frame::of(ctx).at(0, ETHERNET) else { return Reason::NotOurs };
     let kind = ethernet.load::<u16>(12);
     if kind == V4::TYPE {
-        return steps::<V4>(ctx);
+        return parked::<V4>(ctx);
     }
-    if kind == V6::TYPE { steps::<V6>(ctx) } else { Reason::NotOurs }
-}
-
-/// What the first steps found.
-pub enum Known {
-    /// What became of the packet.
-    Done(Reason),
-    /// It has no flow yet; it is parked.
-    Not,
-    /// It is ICMP, whose header stands here: a matter with a stack of its own.
-    Icmp(usize),
+    if kind == V6::TYPE { parked::<V6>(ctx) } else { Reason::NotOurs }
 }
 
 #[inline(always)]
-fn steps<F: Path>(ctx: &XdpContext) -> Reason {
-    match F::known(ctx) {
-        Known::Done(reason) => return reason,
-        // Its steps share no stack either.
-        Known::Icmp(at) => {
-            return match F::receive(ctx, at) {
-                Reason::IcmpPassed => F::about(ctx, at),
-                reason => reason,
-            };
-        }
-        Known::Not => {}
-    }
+fn parked<F: Path>(ctx: &XdpContext) -> Reason {
     let Some(packet) = F::MAPS.parked.get_ptr(0) else { return Reason::HelperFailed };
     // SAFETY: this CPU's own element, which `known` has just written.
-    if let Some(reason) = F::begin(ctx, unsafe { &*packet }) {
+    let packet = unsafe { &*packet };
+    if packet.tuple.protocol == F::ICMP {
+        // Steps that share no stack.
+        return match F::receive(ctx, packet.transport) {
+            Reason::IcmpPassed => F::about(ctx, packet.transport),
+            reason => reason,
+        };
+    }
+    if let Some(reason) = F::begin(ctx, packet) {
         return reason;
     }
-    if let Known::Done(reason) = F::known(ctx) { reason } else { Reason::Contended }
+    F::known(ctx).unwrap_or(Reason::Contended)
 }
 
-/// All steps of a packet of a known flow.
+/// All steps of a packet of a known flow, which `find` finds; `None`: it is parked, for it is ICMP, or its flow is not known.
 #[inline(always)]
-pub fn known<F: Path>(ctx: &XdpContext) -> Known {
+pub fn known<F: Path>(ctx: &XdpContext, find: impl FnOnce(&Tuple<F>) -> Option<Found<F>>) -> Option<Reason> {
     let packet = match parse::<F>(ctx) {
         Parsed::Flow(packet) => packet,
-        Parsed::Icmp(at) => return Known::Icmp(at),
-        Parsed::Done(reason) => return Known::Done(reason),
+        Parsed::Icmp(at) => Packet::icmp(at, F::ICMP),
+        Parsed::Done(reason) => return Some(reason),
     };
-    if let Some(mut found) = Found::new(&packet.tuple) {
+    if packet.tuple.protocol != F::ICMP
+        && let Some(mut found) = find(&packet.tuple)
+    {
         match life::step(ctx, &packet, &mut found) {
-            Life::Goes => return Known::Done(forward::forward(ctx, &packet, found)),
+            Life::Goes => return Some(forward::forward(ctx, &packet, found)),
             Life::Over => {}
-            Life::Done(reason) => return Known::Done(reason),
+            Life::Done(reason) => return Some(reason),
         }
     }
     if let Some(parked) = F::MAPS.parked.get_ptr_mut(0) {
         // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
         unsafe { *parked = packet };
     }
-    Known::Not
+    None
 }

@@ -8,14 +8,16 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray},
 };
 use lb_common::{
     LAYOUT_VERSION,
     maps::{self, name},
 };
 
-use super::{DataPlane, FlowTable, OBJECT, flows::Records, mapped::Mapped, pins, slots, slots::Slots};
+use super::{
+    DataPlane, FlowTable, OBJECT, PROGRAM, SLOW_PROGRAM, flows::Records, mapped::Mapped, pins, slots, slots::Slots,
+};
 use crate::{Error, Result, error::Context as _, reconcile::Tables};
 
 /// How to load.
@@ -131,7 +133,13 @@ impl DataPlane {
             loader.map_pin_path(name, path);
         }
         let mut object = loader.load(OBJECT).context("load the data path")?;
-        super::xdp_mut(&mut object)?.load().map_err(|error| explain_load(&error))?;
+        for program in [PROGRAM, SLOW_PROGRAM] {
+            super::xdp_mut(&mut object, program)?.load().map_err(|error| explain_load(&error))?;
+        }
+        let mut slow_path =
+            ProgramArray::try_from(take(&mut object, name::SLOW_PATH)?).context("open the map 'slow_path'")?;
+        let slow = super::xdp_mut(&mut object, SLOW_PROGRAM)?.fd().context("the slow path's program")?;
+        slow_path.set(0, slow, 0).context("write the map 'slow_path'")?;
         Self::open(directory, object)
     }
 

@@ -142,7 +142,7 @@ impl DataPlane {
     pub fn program(&self) -> Result<&Xdp> {
         match self.object.program(PROGRAM) {
             Some(Program::Xdp(program)) => Ok(program),
-            _ => Err(no_program()),
+            _ => Err(no_program(PROGRAM)),
         }
     }
 
@@ -152,7 +152,7 @@ impl DataPlane {
     }
 
     fn xdp_mut(&mut self) -> Result<&mut Xdp> {
-        xdp_mut(&mut self.object)
+        xdp_mut(&mut self.object, PROGRAM)
     }
 
     /// The flow table.
@@ -173,9 +173,16 @@ impl DataPlane {
         &self.applied
     }
 
-    /// Number of instructions that the verifier walked through; `None` on kernels that do not say.
-    pub fn verified_instructions(&self) -> Result<Option<u32>> {
-        Ok(self.program()?.info().context("ask for the program's information")?.verified_instruction_count())
+    /// Number of instructions that the verifier walked through, of the fast and the slow path's program; `None` on
+    /// kernels that do not say.
+    pub fn verified_instructions(&self) -> Result<[Option<u32>; 2]> {
+        let count = |name| match self.object.program(name) {
+            Some(Program::Xdp(program)) => {
+                Ok(program.info().context("ask for the program's information")?.verified_instruction_count())
+            }
+            _ => Err(no_program(name)),
+        };
+        Ok([count(PROGRAM)?, count(SLOW_PROGRAM)?])
     }
 
     /// Says which interfaces the data path runs on; replaces what was said before.
@@ -269,16 +276,18 @@ fn map_error(name: &str, error: impl std::fmt::Display) -> Error {
 
 const _: () = assert!(size_of::<Plain<maps::Vip4Key>>() == size_of::<maps::Vip4Key>());
 const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Flow4>() == 128 && size_of::<Flow6>() == 192);
-/// Name of the program in the object.
+/// Name of the program in the object: the fast path.
 pub(crate) const PROGRAM: &str = "lb";
+/// Name of the slow path's, which the fast path calls.
+const SLOW_PROGRAM: &str = "lb_slow";
 
-fn no_program() -> Error {
-    Error::failed(format!("the data path has no XDP program '{PROGRAM}'"))
+fn no_program(name: &str) -> Error {
+    Error::failed(format!("the data path has no XDP program '{name}'"))
 }
 
-fn xdp_mut(object: &mut Ebpf) -> Result<&mut Xdp> {
-    match object.program_mut(PROGRAM) {
+fn xdp_mut<'object>(object: &'object mut Ebpf, name: &str) -> Result<&'object mut Xdp> {
+    match object.program_mut(name) {
         Some(Program::Xdp(program)) => Ok(program),
-        _ => Err(no_program()),
+        _ => Err(no_program(name)),
     }
 }
