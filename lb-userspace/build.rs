@@ -1,9 +1,9 @@
-//! Builds the kernel programs and leaves them at `$OUT_DIR/lb.bpf.o` and `$OUT_DIR/lab.bpf.o`.
+//! Builds the kernel programs and leaves them at `$OUT_DIR/NAME.bpf.o`: `lb`, `clock` and `lab`.
 //!
 //! Two kinds of Rust toolchain can build for `bpfel-unknown-none`: one that ships a compiled `core` for it (Debian:
 //! `libstd-rust-web-dev-bpf`), and one that ships `rust-src`, from which cargo's `-Zbuild-std=core` compiles it. The
 //! first kind is looked for, then the second. `LB_EBPF_RUSTC` names a compiler outright, and `LB_EBPF_OBJECTS` a
-//! directory with finished `lb.bpf.o` and `lab.bpf.o`, in which case nothing is built.
+//! directory with all three finished, in which case nothing is built.
 
 use std::{
     env, fs,
@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 const PACKAGE: &str = "lb-ebpf";
-const PROGRAMS: [&str; 2] = ["lb", "lab"];
+const PROGRAMS: [&str; 3] = ["lb", "clock", "lab"];
 /// What the build script of cargo's host build says of *its* compiler and target must not reach the other one.
 const LEAKS: [&str; 9] = [
     "RUSTC",
@@ -132,7 +132,7 @@ impl Toolchain {
              cargo xtask setup                                  (installs what is missing)\n  \
              rustup component add rust-src\n  \
              apt install rustc-web libstd-rust-web-dev-bpf      (Debian)\n  \
-             LB_EBPF_OBJECTS=DIRECTORY                          (with a finished lb.bpf.o and lab.bpf.o)"
+             LB_EBPF_OBJECTS=DIRECTORY                          (with finished lb.bpf.o, clock.bpf.o and lab.bpf.o)"
         )
     }
 }

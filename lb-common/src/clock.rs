@@ -13,6 +13,31 @@ pub const fn ticks(ns: u64) -> u32 {
     (ns >> TICK_SHIFT) as u32
 }
 
+/// How `CLOCK_MONOTONIC_COARSE` is made of the kernel's jiffies, which a program reads without a call: the kernel counts
+/// both on in the same moment, a jiffy at a time (`tick_do_update_jiffies64`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Jiffies {
+    /// Nanoseconds that a jiffy lasts; 0: not known, the clock itself is read.
+    pub length: u64,
+    /// Nanoseconds (wrapping) that the clock showed at jiffy 0.
+    pub offset: u64,
+}
+
+impl Jiffies {
+    /// From the length of a jiffy and one reading of both clocks.
+    #[must_use]
+    pub const fn calibrated(length: u64, jiffies: u64, nanoseconds: u64) -> Self {
+        Self { length, offset: nanoseconds.wrapping_sub(jiffies.wrapping_mul(length)) }
+    }
+
+    /// What the clock shows at a jiffy.
+    #[inline(always)]
+    #[must_use]
+    pub const fn nanoseconds(self, jiffies: u64) -> u64 {
+        jiffies.wrapping_mul(self.length).wrapping_add(self.offset)
+    }
+}
+
 /// Ticks in a number of milliseconds, rounded up, saturating.
 #[must_use]
 pub const fn ticks_from_millis(ms: u64) -> u32 {
@@ -43,6 +68,13 @@ mod tests {
         assert_eq!(since(5, 3), 2);
         assert_eq!(since(3, 5), 0);
         assert_eq!(since(1, u32::MAX), 2);
+    }
+
+    #[test]
+    fn jiffies_show_the_clock() {
+        let jiffies = Jiffies::calibrated(4_000_000, 4_294_892_296, 17_000_000);
+        assert_eq!(jiffies.nanoseconds(4_294_892_296), 17_000_000);
+        assert_eq!(jiffies.nanoseconds(4_294_892_296 + 250), 1_017_000_000);
     }
 
     #[test]

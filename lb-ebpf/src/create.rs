@@ -11,11 +11,12 @@ use lb_common::{
 
 use crate::{
     direct::{entropy, is_direct},
-    helpers, live, maps,
+    live, maps,
     parse::Packet,
     path::Path,
     records, rest, table,
     table::Found,
+    time,
 };
 
 /// Makes the flow of `packet` to a backend; gives what became of the packet if it could not.
@@ -93,7 +94,7 @@ fn as_the_client<F: Path>(packet: &Packet<F>, backend: &Backend, replies: &mut T
 #[inline(always)]
 fn make_way<F: Path>(replies: &Tuple<F>) -> bool {
     let Some(found) = Found::new(replies) else { return true };
-    records::is_over(&found.flow.head, helpers::now()) && F::release(found.index) != 0
+    records::is_over(&found.flow.head, time::now()) && F::release(found.index) != 0
 }
 
 /// The state that a flow begins in. In direct return it may have begun elsewhere (rule 12).
@@ -108,7 +109,7 @@ fn first_state<F: Path>(packet: &Packet<F>) -> u8 {
 /// Writes the record, but for service, mode and entropy; its sequence is odd and stays so.
 #[inline(always)]
 fn fill<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>, replies: &Tuple<F>, id: u32, backend: &Backend) {
-    let now = helpers::now();
+    let now = time::now();
     let addresses = (packet.tuple.address_sum(), replies.address_sum());
     flow.client = packet.tuple;
     flow.backend = *replies;

@@ -1,14 +1,7 @@
 //! Raw kernel calls, each wrapped once.
 
 use aya_ebpf::{EbpfContext as _, bindings::xdp_md, helpers::generated as raw, programs::XdpContext};
-use lb_common::{checksum::fold64, clock};
-
-/// Now, in ticks.
-#[inline(always)]
-pub fn now() -> u32 {
-    // SAFETY: no arguments; available to XDP since Linux 5.11.
-    clock::ticks(unsafe { raw::bpf_ktime_get_coarse_ns() })
-}
+use lb_common::checksum::fold64;
 
 /// The number of this CPU.
 #[inline(always)]

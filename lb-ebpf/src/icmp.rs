@@ -12,7 +12,7 @@ use crate::{
     packet::{ETHERNET, Frame, ICMP},
     parse::address_flags,
     path::Path,
-    quoted,
+    quoted, time,
 };
 
 /// Most bytes that an error quotes (a multiple of four).
@@ -137,7 +137,7 @@ fn sum_quote(ctx: &XdpContext, from: usize, length: u32) -> Option<u64> {
 /// Whether the service may send one more answer in this tick.
 #[inline(always)]
 fn allowed(service: u32) -> bool {
-    let now = helpers::now();
+    let now = time::now();
     let Some(tokens) = maps::icmp_tokens.get_ptr_mut(service) else { return false };
     // SAFETY: a map value's words; CPUs that meet here lose a count at worst.
     let tokens = unsafe { &mut *tokens };

@@ -7,9 +7,7 @@ use lb_common::{
     reason::Reason,
 };
 
-use crate::{
-    direct::is_direct, helpers, live, maps, parse::Packet, path::Path, records, select, service, table::Found,
-};
+use crate::{direct::is_direct, live, maps, parse::Packet, path::Path, records, select, service, table::Found, time};
 
 /// What is to be done with a packet of a flow.
 pub enum Life {
@@ -28,7 +26,7 @@ const GRACE: i32 = 1;
 /// Takes a packet into its flow's life.
 #[inline(always)]
 pub fn step<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: &mut Found<F>) -> Life {
-    let now = helpers::now();
+    let now = time::now();
     let head = &mut found.flow.head;
     let seen = if found.from_backend { &mut head.seen_backend } else { &mut head.seen_client };
     if *seen != now {

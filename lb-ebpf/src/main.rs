@@ -54,6 +54,7 @@ mod rest;
 mod select;
 mod service;
 mod table;
+mod time;
 mod tunnel;
 mod words;
 

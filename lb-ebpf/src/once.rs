@@ -12,10 +12,8 @@ use lb_common::{
 };
 
 use crate::{
-    answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, ports, records,
-    rest, service, table,
-    table::Found,
-    tunnel,
+    answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, ports, records, rest, service, table,
+    table::Found, tunnel,
 };
 
 /// A family's copies.

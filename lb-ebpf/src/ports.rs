@@ -12,7 +12,7 @@ use lb_common::{
     hash::below,
 };
 
-use crate::{helpers, maps, path::Path, records, rest, table::Found};
+use crate::{helpers, maps, path::Path, records, rest, table::Found, time};
 
 /// Ports that are looked at for every new flow.
 const WINDOW: u32 = 16;
@@ -118,7 +118,7 @@ pub fn allocate<F: Path>(id: u32, protocol: u32, opening: &Opening, tuple: &mut 
     if addresses == 0 || ports == 0 {
         return 0;
     }
-    let now = helpers::now();
+    let now = time::now();
     let total = addresses.wrapping_mul(ports);
     let mut search = Search::<F> {
         tuple: Tuple {

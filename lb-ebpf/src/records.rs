@@ -12,7 +12,7 @@ use lb_common::{
     flow::{Flow, Head, state},
 };
 
-use crate::{atomic, direct::is_direct, helpers, live, maps, path::Path, table};
+use crate::{atomic, direct::is_direct, helpers, live, maps, path::Path, table, time};
 
 /// Places that are looked at for every new flow.
 const WINDOW: u32 = 8;
@@ -125,7 +125,7 @@ pub const NO_RECORD: u32 = u32::MAX;
 /// Takes a record for a new flow: gives its number; its sequence is odd, and it is out of the index.
 #[inline(always)]
 pub fn claim<F: Path>() -> u32 {
-    let now = helpers::now();
+    let now = time::now();
     let Some(hand) = maps::cursor.get_ptr_mut(F::MAPS.cursor) else { return NO_RECORD };
     // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
     let hand = unsafe { &mut *hand };

@@ -6,7 +6,7 @@ use lb_common::{
     maps::{Affinity, AffinityKey, Service, backend_flag, scheduler},
 };
 
-use crate::{atomic, helpers, maps};
+use crate::{atomic, helpers, maps, time};
 
 /// `BPF_NOEXIST`: only if there is none yet.
 const NEW: u64 = 1;
@@ -29,7 +29,7 @@ pub extern "C" fn select(id: u32, high: u64, low: u64, word: u64, ports: u64) ->
     if service.affinity == 0 {
         return schedule(id, word, ports);
     }
-    let (now, key) = (helpers::now(), AffinityKey { client: [high, low], service: id, pad: 0 });
+    let (now, key) = (time::now(), AffinityKey { client: [high, low], service: id, pad: 0 });
     let held = held(&key);
     if let Some(held) = held {
         let before = read(held);
@@ -60,7 +60,7 @@ pub extern "C" fn touch(id: u32, high: u64, low: u64, backend: u32) -> u32 {
     if read(held).backend != backend {
         return 0;
     }
-    touch_value(held, helpers::now());
+    touch_value(held, time::now());
     1
 }
 

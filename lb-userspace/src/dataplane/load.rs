@@ -16,7 +16,8 @@ use lb_common::{
 };
 
 use super::{
-    DataPlane, FlowTable, OBJECT, PROGRAM, SLOW_PROGRAM, flows::Records, mapped::Mapped, pins, slots, slots::Slots,
+    DataPlane, FlowTable, OBJECT, PROGRAM, SLOW_PROGRAM, clock, flows::Records, mapped::Mapped, pins, slots,
+    slots::Slots,
 };
 use crate::{Error, Result, error::Context as _, reconcile::Tables};
 
@@ -116,6 +117,7 @@ impl DataPlane {
         let paths: Vec<_> = name::PINNED.iter().map(|name| (*name, directory.join(name))).collect();
         let (buckets, buckets6) = (maps::buckets_for(settings.max_flows), maps::buckets_for(settings.max_flows6));
         let (mask, mask6) = (buckets - 1, buckets6 - 1);
+        let jiffies = clock::jiffies();
         let mut loader = EbpfLoader::new();
         loader
             .verifier_log_level(verifier)
@@ -128,6 +130,8 @@ impl DataPlane {
             .override_global("INDEX_MASK", &mask, true)
             .override_global("MAX_FLOWS6", &settings.max_flows6, true)
             .override_global("INDEX_MASK6", &mask6, true)
+            .override_global("JIFFIES_LENGTH", &jiffies.length, true)
+            .override_global("JIFFIES_OFFSET", &jiffies.offset, true)
             .override_global(aya_log::LEVEL, &log_level, false);
         for (name, path) in &paths {
             loader.map_pin_path(name, path);

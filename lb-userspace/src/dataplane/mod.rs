@@ -5,6 +5,7 @@
 //! * [`mapped`]: arrays of the kernel's in this process's memory
 //! * [`slots`]: which part of the map `tables` belongs to which service
 //! * [`apply`]: from the tables that stand in the maps to others, in an order in which no packet meets half a change
+//! * [`clock`]: which time it is in the kernel
 //! * [`flows`]: reading connections
 //! * [`log`]: the program's own log
 //! * [`sweep`]: keeping the counts of live flows true
@@ -14,6 +15,7 @@
 
 mod apply;
 mod attach;
+mod clock;
 pub mod flows;
 mod load;
 pub mod log;
@@ -30,7 +32,7 @@ use aya::{
     programs::{Program, Xdp},
 };
 use lb_common::{
-    Be32, clock,
+    Be32,
     flow::{Bucket, Flow4, Flow6},
     maps,
     reason::Reason,
@@ -38,6 +40,7 @@ use lb_common::{
 
 pub use apply::Applied;
 pub use attach::{Attached, program_name};
+pub use clock::now;
 pub use flows::{Flow, FlowCounts, FlowTable, Side};
 pub use load::LoadOptions;
 use mapped::Mapped;
@@ -118,18 +121,6 @@ pub struct Recovered {
     pub vips4: BTreeMap<maps::Vip4Key, maps::Vip>,
     /// IPv6 VIPs and addresses.
     pub vips6: BTreeMap<maps::Vip6Key, maps::Vip>,
-}
-
-/// Now, in ticks of the data path's clock.
-#[must_use]
-pub fn now() -> u32 {
-    // CLOCK_MONOTONIC_COARSE is what bpf_ktime_get_coarse_ns reads.
-    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE) {
-        Ok(time) => {
-            clock::ticks((time.tv_sec() as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec() as u64))
-        }
-        Err(_) => 0,
-    }
 }
 
 impl DataPlane {
