@@ -14,7 +14,7 @@ use crate::{
     live, maps,
     parse::Packet,
     path::Path,
-    records, rest, table,
+    ports, records, rest, table,
     table::Found,
     time,
 };
@@ -71,7 +71,12 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
 /// Finds a port for the flow.
 #[inline(always)]
 fn allocate<F: Path>(ctx: &XdpContext, packet: &Packet<F>, id: u32, replies: &mut Tuple<F>) -> u32 {
-    F::allocate(id, u32::from(packet.tuple.protocol), &rest::opening(ctx, packet), replies)
+    let preferred = ports::preferred(&packet.tuple);
+    replies.protocol = packet.tuple.protocol;
+    if F::prefer(id, preferred, replies) != 0 {
+        return 1;
+    }
+    F::allocate(id, preferred, &rest::opening(ctx, packet), replies)
 }
 
 /// The backend's port: a backend without one of its own keeps the client's.

@@ -26,8 +26,14 @@ impl Path for V4 {
         time_exceeded: u16::from_ne_bytes([11, 0]),
     };
     const QUOTE: usize = 8;
-    const MAPS: Maps<Self> =
-        Maps { flows: &maps::flows4, index: &maps::index4, vips: &maps::vips4, parked: &maps::parked4, cursor: 0 };
+    const MAPS: Maps<Self> = Maps {
+        flows: &maps::flows4,
+        index: &maps::index4,
+        vips: &maps::vips4,
+        parked: &maps::parked4,
+        search: &maps::search4,
+        cursor: 0,
+    };
 
     #[inline(always)]
     fn max_flows() -> u32 {

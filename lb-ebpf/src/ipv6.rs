@@ -40,8 +40,14 @@ impl Path for V6 {
         time_exceeded: u16::from_ne_bytes([3, 0]),
     };
     const QUOTE: usize = 64;
-    const MAPS: Maps<Self> =
-        Maps { flows: &maps::flows6, index: &maps::index6, vips: &maps::vips6, parked: &maps::parked6, cursor: 1 };
+    const MAPS: Maps<Self> = Maps {
+        flows: &maps::flows6,
+        index: &maps::index6,
+        vips: &maps::vips6,
+        parked: &maps::parked6,
+        search: &maps::search6,
+        cursor: 1,
+    };
 
     #[inline(always)]
     fn max_flows() -> u32 {

@@ -15,7 +15,7 @@ use lb_common::{
     reason::{REASONS, Reason},
 };
 
-use crate::parse::Packet;
+use crate::{parse::Packet, ports::Search};
 
 /// `BPF_F_MMAPABLE`: the control plane maps the array into its memory.
 const MAPPED: u32 = 1 << 10;
@@ -82,6 +82,12 @@ pub static slow_path: ProgramArray = ProgramArray::with_max_entries(1, 0);
 pub static parked4: PerCpuArray<Packet<V4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static parked6: PerCpuArray<Packet<V6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// Not pinned: nothing in it outlives a packet.
+#[map]
+pub static search4: PerCpuArray<Search<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static search6: PerCpuArray<Search<V6>> = PerCpuArray::with_max_entries(1, 0);
 
 /// Seed of the flow index; set when the program is loaded, from `settings`.
 #[unsafe(no_mangle)]

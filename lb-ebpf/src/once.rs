@@ -27,7 +27,9 @@ pub trait Once: Family {
     /// [`service::begin`].
     fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason>;
     /// [`ports::allocate`].
-    fn allocate(id: u32, protocol: u32, opening: &Opening, tuple: &mut Tuple<Self>) -> u32;
+    fn allocate(id: u32, preferred: u32, opening: &Opening, tuple: &mut Tuple<Self>) -> u32;
+    /// [`ports::prefer`].
+    fn prefer(id: u32, preferred: u32, tuple: &mut Tuple<Self>) -> u32;
     /// [`rest::begin`].
     fn rest(ctx: &XdpContext, index: u32, transport: usize, length: u32) -> u32;
     /// [`records::claim`].
@@ -62,7 +64,7 @@ fn unpack(number: u32) -> Option<Reason> {
 }
 
 macro_rules! once {
-    ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $rest:ident $claim:ident $release:ident $reset:ident
+    ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $prefer:ident $rest:ident $claim:ident $release:ident $reset:ident
      $error:ident $receive:ident $about:ident $told:ident $deliver:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -94,11 +96,18 @@ macro_rules! once {
 
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $allocate(id: u32, protocol: u32, opening: *const Opening, tuple: *mut Tuple<$family>) -> u32 {
+        extern "C" fn $allocate(id: u32, preferred: u32, opening: *const Opening, tuple: *mut Tuple<$family>) -> u32 {
             // SAFETY: as above.
             let (opening, tuple) = unsafe { (opening.as_ref(), tuple.as_mut()) };
             let (Some(opening), Some(tuple)) = (opening, tuple) else { return 0 };
-            ports::allocate(id, protocol, opening, tuple)
+            ports::allocate(id, preferred, opening, tuple)
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $prefer(id: u32, preferred: u32, tuple: *mut Tuple<$family>) -> u32 {
+            // SAFETY: as above.
+            unsafe { tuple.as_mut() }.map_or(0, |tuple| ports::prefer(id, preferred, tuple))
         }
 
         #[inline(never)]
@@ -182,8 +191,13 @@ macro_rules! once {
             }
 
             #[inline(always)]
-            fn allocate(id: u32, protocol: u32, opening: &Opening, tuple: &mut Tuple<Self>) -> u32 {
-                $allocate(id, protocol, opening, tuple)
+            fn allocate(id: u32, preferred: u32, opening: &Opening, tuple: &mut Tuple<Self>) -> u32 {
+                $allocate(id, preferred, opening, tuple)
+            }
+
+            #[inline(always)]
+            fn prefer(id: u32, preferred: u32, tuple: &mut Tuple<Self>) -> u32 {
+                $prefer(id, preferred, tuple)
             }
 
             #[inline(always)]
@@ -235,5 +249,5 @@ macro_rules! once {
     };
 }
 
-once!(V4: find4 insert4 known4 begin4 allocate4 rest4 claim4 release4 reset4 error4 receive4 about4 told4 deliver4);
-once!(V6: find6 insert6 known6 begin6 allocate6 rest6 claim6 release6 reset6 error6 receive6 about6 told6 deliver6);
+once!(V4: find4 insert4 known4 begin4 allocate4 prefer4 rest4 claim4 release4 reset4 error4 receive4 about4 told4 deliver4);
+once!(V6: find6 insert6 known6 begin6 allocate6 prefer6 rest6 claim6 release6 reset6 error6 receive6 about6 told6 deliver6);

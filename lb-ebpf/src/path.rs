@@ -16,6 +16,7 @@ use crate::{
     once::Once,
     packet::{Frame, Place},
     parse::Packet,
+    ports::Search,
 };
 
 /// The maps that one family has for itself.
@@ -28,6 +29,8 @@ pub struct Maps<F: Family> {
     pub vips: &'static HashMap<VipKey<F>, Vip>,
     /// A packet between steps that share no stack.
     pub parked: &'static PerCpuArray<Packet<F>>,
+    /// A search for a port.
+    pub search: &'static PerCpuArray<Search<F>>,
     /// Element of `cursor`.
     pub cursor: u32,
 }

@@ -1,18 +1,30 @@
 //! NAT ports: which address and port of lb's a new flow uses towards its backend.
 //!
 //! There is no list of free ports either. What the backend's replies would carry is looked up in the flow index; if
-//! no flow has it, the port is free. A cursor, each CPU and backend its own, goes round all addresses and ports, so
-//! that a port rests as long as possible before it is used again. Order of reuse: free, longest closed, closed but in
-//! TIME_WAIT at the backend in a way that would refuse the SYN ([`rest`]), oldest that never got beyond the handshake.
-//! Only when every port carries an established flow is there none (rule 2).
+//! no flow has it, the port is free.
+//!
+//! A client's port has a place of its own ([`preferred`]): when the client uses it again, lb does too, and the backend,
+//! where the old connection may rest in TIME_WAIT, sees numbers and timestamps go on that belong together. If somebody
+//! else is there, a cursor, each CPU and server its own, goes round all addresses and ports, so that a port rests as
+//! long as possible before it is used again. Order of reuse: free, longest closed, closed but in TIME_WAIT at the
+//! backend in a way that would refuse the SYN ([`rest`]), oldest that never got beyond the handshake. Only when every
+//! port carries an established flow is there none (rule 2).
 
 use lb_common::{
     Be16,
+    family::Family,
     flow::{Flow, Opening, Tuple, state},
-    hash::below,
+    hash::{below, mix},
+    maps::{BACKENDS, Backend, PortCursor},
 };
 
-use crate::{helpers, maps, path::Path, records, rest, table::Found, time};
+use crate::{
+    helpers, maps,
+    path::Path,
+    records, rest,
+    table::{Found, NOBODY},
+    time,
+};
 
 /// Ports that are looked at for every new flow.
 const WINDOW: u32 = 16;
@@ -29,12 +41,14 @@ const RESTS: u32 = 2;
 const HANDSHAKE: u32 = 3;
 const NONE: u32 = 4;
 
-/// A search for a port; `tuple` is what the backend's packets would carry.
+/// A search for a port; `tuple` is what the backend's packets would carry. It stands in a map: the stack has no room.
 #[repr(C)]
-struct Search<F: Path> {
+pub struct Search<F: Family> {
     tuple: Tuple<F>,
     opening: Opening,
     now: u32,
+    /// The place that is looked at first, and the place before those that are looked at then.
+    preferred: u32,
     start: u32,
     addresses: u32,
     ports: u32,
@@ -51,18 +65,8 @@ impl<F: Path> Search<F> {
     /// Puts the address and port of a round into the tuple. False: there is none.
     #[inline(always)]
     fn aim(&mut self, round: u32) -> bool {
-        let place = self.start.wrapping_add(round);
-        let (Some(port), Some(turn)) = (place.checked_rem(self.ports), place.checked_div(self.ports)) else {
-            return false;
-        };
-        let Some(address) = turn.checked_rem(self.addresses) else { return false };
-        let (Some(port), Some(address)) = (maps::nat_ports.get(port), maps::snat.get(self.first_address + address))
-        else {
-            return false;
-        };
-        self.tuple.destination = F::address(address);
-        self.tuple.destination_port = Be16::new(*port);
-        true
+        let place = if round == 0 { self.preferred } else { self.start.wrapping_add(round) };
+        put(&mut self.tuple, place, self.first_address, self.addresses, self.ports)
     }
 
     /// Looks at one port; true when the search is over.
@@ -82,7 +86,11 @@ impl<F: Path> Search<F> {
         if class < self.class || (class == self.class && class != NONE && idle > self.idle) {
             (self.best, self.class, self.idle, self.holder) = (round, class, idle, holder);
         }
-        let enough = if self.class < RESTS { WINDOW } else { HANDSHAKES };
+        let enough = match self.class {
+            CLOSED if round == 0 => 0,
+            FREE | CLOSED => WINDOW,
+            _ => HANDSHAKES,
+        };
         class == FREE || (round >= enough && self.class < NONE)
     }
 }
@@ -101,34 +109,70 @@ fn held<F: Path>(flow: &Flow<F>, opening: &Opening, now: u32) -> (u32, u32) {
     (class, idle)
 }
 
-extern "C" fn look<F: Path>(round: u32, search: *mut Search<F>) -> u64 {
-    // SAFETY: bpf_loop hands back the pointer that it was given, to an object of the caller's that is still there.
-    u64::from(unsafe { (*search).look(round) })
+/// This CPU's search.
+#[inline(always)]
+fn current<F: Path>() -> Option<&'static mut Search<F>> {
+    // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
+    F::MAPS.search.get_ptr_mut(0).map(|search| unsafe { &mut *search })
+}
+
+/// `bpf_loop` hands on nothing but what stands on the stack, where there is nothing.
+extern "C" fn look<F: Path>(round: u32, _: *mut u32) -> u64 {
+    u64::from(current::<F>().is_none_or(|search| search.look(round)))
+}
+
+/// Where a client's port has its place: a client's ports towards one VIP have different places, as far as there are.
+#[inline(always)]
+pub fn preferred<F: Path>(client: &Tuple<F>) -> u32 {
+    let vip = F::fold(client.destination).rotate_left(16) ^ u64::from(client.destination_port.0);
+    (mix(F::fold(client.source), vip) >> 33) as u32 + u32::from(client.source_port.get())
+}
+
+/// Puts the address and port of a place into a tuple that a backend's packets carry. False: there is no such place.
+#[inline(always)]
+fn put<F: Path>(tuple: &mut Tuple<F>, place: u32, first_address: u32, addresses: u32, ports: u32) -> bool {
+    let (Some(port), Some(turn)) = (place.checked_rem(ports), place.checked_div(ports)) else { return false };
+    let Some(address) = turn.checked_rem(addresses) else { return false };
+    let (Some(port), Some(address)) = (maps::nat_ports.get(port), maps::snat.get(first_address + address)) else {
+        return false;
+    };
+    tuple.destination = F::address(address);
+    tuple.destination_port = Be16::new(*port);
+    true
+}
+
+/// As [`allocate`], but only if the place that the client prefers is free. `tuple` has the protocol, too.
+#[inline(always)]
+pub fn prefer<F: Path>(id: u32, preferred: u32, tuple: &mut Tuple<F>) -> u32 {
+    let (Some(backend), Some(settings)) = (maps::backends.get(id), maps::settings.get(0)) else { return 0 };
+    tuple.source = F::address(&backend.address);
+    let placed = put(tuple, preferred, backend.snat, backend.snat_count as u32, settings.nat_ports);
+    u32::from(placed && F::find(tuple, NOBODY) == 0)
+}
+
+/// Where the search for a port towards this server goes on. Services that share a server share its ports, and so its
+/// cursor; so may, now and then, two servers.
+#[inline(always)]
+fn cursor<F: Path>(backend: &Backend, port: Be16) -> Option<&'static mut PortCursor> {
+    let server = mix(F::fold(F::address(&backend.address)), u64::from(port.0));
+    // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
+    maps::port_cursor.get_ptr_mut((server >> 32) as u32 % BACKENDS).map(|cursor| unsafe { &mut *cursor })
 }
 
 /// Finds the tuple that the replies of a new flow to backend `id` shall carry, into `tuple`, which has the backend's
-/// port; whoever holds it and is over gives it up. 0: every port carries a live flow.
+/// port and the protocol; whoever holds it and is over gives it up. 0: every port carries a live flow.
 #[inline(always)]
-pub fn allocate<F: Path>(id: u32, protocol: u32, opening: &Opening, tuple: &mut Tuple<F>) -> u32 {
-    let Some(backend) = maps::backends.get(id) else { return 0 };
-    let (Some(cursor), Some(settings)) = (maps::port_cursor.get_ptr_mut(id), maps::settings.get(0)) else { return 0 };
-    // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
-    let cursor = unsafe { &mut *cursor };
+pub fn allocate<F: Path>(id: u32, preferred: u32, opening: &Opening, tuple: &mut Tuple<F>) -> u32 {
+    let (Some(backend), Some(settings)) = (maps::backends.get(id), maps::settings.get(0)) else { return 0 };
+    let Some(cursor) = cursor::<F>(backend, tuple.source_port) else { return 0 };
     let (addresses, ports) = (backend.snat_count as u32, settings.nat_ports);
-    if addresses == 0 || ports == 0 {
-        return 0;
-    }
-    let now = time::now();
     let total = addresses.wrapping_mul(ports);
-    let mut search = Search::<F> {
-        tuple: Tuple {
-            source: F::address(&backend.address),
-            source_port: tuple.source_port,
-            protocol: protocol as u8,
-            ..Tuple::default()
-        },
+    let Some(search) = current::<F>() else { return 0 };
+    *search = Search {
+        tuple: Tuple { source_port: tuple.source_port, protocol: tuple.protocol, ..Tuple::default() },
         opening: *opening,
-        now,
+        now: time::now(),
+        preferred,
         start: cursor.next.wrapping_add(below(helpers::cpu().wrapping_mul(0x9e37_79b1), total)),
         addresses,
         ports,
@@ -139,12 +183,13 @@ pub fn allocate<F: Path>(id: u32, protocol: u32, opening: &Opening, tuple: &mut 
         holder: 0,
         looked: 0,
     };
-    let most = if cursor.exhausted == now { WINDOW } else { SEARCH };
-    helpers::repeat(if total < most { total } else { most }, look::<F>, &mut search);
-    let next = cursor.next.wrapping_add(search.looked);
+    search.tuple.source = F::address(&backend.address);
+    let most = if cursor.exhausted == search.now { WINDOW } else { SEARCH };
+    helpers::repeat(1 + if total < most { total } else { most }, look::<F>, &mut 0);
+    let next = cursor.next.wrapping_add(search.looked.wrapping_sub(1));
     cursor.next = if next >= total { 0 } else { next };
     if search.class == NONE || !search.aim(search.best) {
-        cursor.exhausted = now;
+        cursor.exhausted = search.now;
         return 0;
     }
     if search.class != FREE {

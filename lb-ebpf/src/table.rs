@@ -9,7 +9,7 @@ use lb_common::flow::{BUCKET_ENTRIES, Bucket, Flow, NO_SLOT, OVERFLOWED, Tuple, 
 use crate::{atomic, maps, path::Path, words::opaque};
 
 /// No record's number.
-const NOBODY: u32 = u32::MAX;
+pub const NOBODY: u32 = u32::MAX;
 /// Words of a bucket, the overflow mark included.
 const WORDS: u32 = BUCKET_ENTRIES + 1;
 
