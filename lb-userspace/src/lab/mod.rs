@@ -91,7 +91,8 @@ impl Lab {
     pub fn switch(&mut self, name: &str) -> Result<()> {
         let switch = self.namespace(name)?;
         ip(&["-n", &switch, "link", "add", BRIDGE, "type", "bridge"])?;
-        ip(&["-n", &switch, "link", "set", BRIDGE, "up"])
+        ip(&["-n", &switch, "link", "set", BRIDGE, "up"])?;
+        only_switch(&switch)
     }
 
     /// Gives a host an interface on a switch. Its checksums are whole and GRO is on at the switch's end, as native XDP
@@ -158,6 +159,24 @@ impl Host {
     fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.namespace)
     }
+}
+
+/// Takes the firewall off a switch: where `br_netfilter` is loaded, every frame would go through it, twice on its way
+/// through a one-armed balancer.
+fn only_switch(namespace: &str) -> Result<()> {
+    const SETTINGS: [&str; 3] = ["iptables", "ip6tables", "arptables"];
+    let host = Host {
+        namespace: namespace.to_owned(),
+        address: Ipv4Addr::UNSPECIFIED,
+        address6: ipv6_of(Ipv4Addr::UNSPECIFIED),
+    };
+    let done = host.spawn(|| {
+        for setting in SETTINGS {
+            // Missing where the module is not loaded, which is as good.
+            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{setting}"), "0");
+        }
+    });
+    done.join().map_err(|_| Error::failed(format!("set up the switch in {namespace}")))?
 }
 
 fn offloads(ethtool: &mut Command, device: &str) -> Result<()> {
