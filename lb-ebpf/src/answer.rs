@@ -15,7 +15,7 @@ use crate::{
 #[inline(always)]
 pub fn reset<F: Path>(ctx: &XdpContext, packet: &Packet<F>, reason: Reason) -> Reason {
     let frame = Frame::of(ctx);
-    let (Some(head), Some(segment)) = (frame.at(0, ETHERNET), frame.at(packet.transport & 0x7fff, TCP)) else {
+    let (Some(head), Some(segment)) = (frame.at(0, ETHERNET), frame.at(packet.transport(), TCP)) else {
         return Reason::Truncated;
     };
     let macs = head.macs();

@@ -19,20 +19,27 @@ use crate::{
     time,
 };
 
-/// Makes the flow of `packet` to a backend; gives what became of the packet if it could not.
+/// Makes the flow of `packet` to a backend and gives its record's number; or what became of the packet if it could not.
 #[inline(always)]
-pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mode: u8, id: u32) -> Option<Reason> {
-    let Some(backend) = maps::backends.get(id) else { return Some(Reason::NoService) };
+pub fn create<F: Path>(
+    ctx: &XdpContext,
+    packet: &Packet<F>,
+    service: u32,
+    of_mode: u8,
+    id: u32,
+) -> Result<u32, Reason> {
+    let Some(backend) = maps::backends.get(id) else { return Err(Reason::NoService) };
     let direct = is_direct(of_mode);
-    let mut replies = Tuple::<F> { source_port: server_port(packet, backend), ..Tuple::default() };
+    let mut replies = Tuple::<F>::zero();
+    replies.source_port = server_port(packet, backend);
     if of_mode == mode::DNAT {
         as_the_client(packet, backend, &mut replies);
         if !make_way(&replies) {
-            return Some(Reason::TupleTaken);
+            return Err(Reason::TupleTaken);
         }
     } else if !direct && allocate(ctx, packet, id, &mut replies) == 0 {
         maps::refuse(service, |counters| &mut counters.no_port);
-        return Some(match packet.is_tcp() {
+        return Err(match packet.is_tcp() {
             true => F::reset(ctx, packet, Reason::PortsExhausted),
             false => Reason::PortsExhaustedUdp,
         });
@@ -40,9 +47,9 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
     let index = F::claim();
     if index == records::NO_RECORD {
         maps::refuse(service, |counters| &mut counters.table_full);
-        return Some(Reason::TableFull);
+        return Err(Reason::TableFull);
     }
-    let Some(flow) = table::record::<F>(index) else { return Some(Reason::TableFull) };
+    let Some(flow) = table::record::<F>(index) else { return Err(Reason::TableFull) };
     fill(flow, packet, &replies, id, backend);
     flow.head.service = service;
     if maps::services.get(service).is_some_and(|service| service.affinity != 0) {
@@ -57,7 +64,7 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
     if flow.tail.slot_client == NO_SLOT || (!direct && flow.tail.slot_backend == NO_SLOT) {
         records::forget(flow, index);
         records::publish(flow);
-        return Some(Reason::Contended);
+        return Err(Reason::Contended);
     }
     live::begin(&mut flow.tail, id);
     records::publish(flow);
@@ -65,7 +72,7 @@ pub fn create<F: Path>(ctx: &XdpContext, packet: &Packet<F>, service: u32, of_mo
         // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
         unsafe { (*counters).flows += 1 };
     }
-    None
+    Ok(index)
 }
 
 /// Finds a port for the flow.
@@ -116,8 +123,8 @@ fn first_state<F: Path>(packet: &Packet<F>) -> u8 {
 fn fill<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>, replies: &Tuple<F>, id: u32, backend: &Backend) {
     let now = time::now();
     let addresses = (packet.tuple.address_sum(), replies.address_sum());
-    flow.client = packet.tuple;
-    flow.backend = *replies;
+    flow.client.copy(&packet.tuple);
+    flow.backend.copy(replies);
     // Field by field: whole values would be put together on the stack first.
     let head = &mut flow.head;
     head.backend = id;
@@ -134,6 +141,8 @@ fn fill<F: Path>(flow: &mut Flow<F>, packet: &Packet<F>, replies: &Tuple<F>, id:
     tail.vlan = [Be16(u16::MAX); 2];
     tail.slot_client = NO_SLOT;
     tail.slot_backend = NO_SLOT;
-    tail.packets_in = 0;
-    tail.packets_out = 0;
+    for count in [&mut tail.packets_in, &mut tail.packets_out] {
+        // SAFETY: a reference is valid for writes. (Both at once would be cleared by a call.)
+        unsafe { core::ptr::from_mut(count).write_volatile(0) };
+    }
 }

@@ -85,11 +85,11 @@ fn apply<F: Path>(
     }
     let ports = rewrite.tuple.source_port.0 as u32 | (rewrite.tuple.destination_port.0 as u32) << 16;
     if packet.is_tcp() {
-        let Some(segment) = frame.at(packet.transport, TCP) else { return Err(Reason::Truncated) };
+        let Some(segment) = frame.at(packet.transport(), TCP) else { return Err(Reason::Truncated) };
         segment.store(0, ports);
         segment.store(tcp_at::CHECKSUM, update(segment.load(tcp_at::CHECKSUM), rewrite.transport_delta));
     } else {
-        let Some(datagram) = frame.at(packet.transport, UDP) else { return Err(Reason::Truncated) };
+        let Some(datagram) = frame.at(packet.transport(), UDP) else { return Err(Reason::Truncated) };
         datagram.store(0, ports);
         datagram.store(udp::CHECKSUM, update_udp(datagram.load(udp::CHECKSUM), rewrite.transport_delta));
     }

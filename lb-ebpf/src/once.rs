@@ -13,7 +13,7 @@ use lb_common::{
 
 use crate::{
     answer, direct, direct::Parcel, icmp, icmp::Problem, parse::Packet, pipeline, ports, records, rest, service, table,
-    table::Found, tunnel,
+    tunnel,
 };
 
 /// A family's copies.
@@ -22,10 +22,10 @@ pub trait Once: Family {
     fn find(tuple: &Tuple<Self>, except: u32) -> u64;
     /// [`table::insert`].
     fn insert(tuple: &Tuple<Self>, direction: u32, index: u32) -> u32;
-    /// [`pipeline::known`].
-    fn known(ctx: &XdpContext) -> Option<Reason>;
     /// [`service::begin`].
-    fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason>;
+    fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Result<u32, Reason>;
+    /// [`pipeline::first`].
+    fn first(ctx: &XdpContext, index: u32) -> Reason;
     /// [`ports::allocate`].
     fn allocate(id: u32, preferred: u32, opening: &Opening, tuple: &mut Tuple<Self>) -> u32;
     /// [`ports::prefer`].
@@ -50,21 +50,11 @@ pub trait Once: Family {
     fn deliver(ctx: &XdpContext, parcel: &Parcel, id: u32, of_mode: u8) -> u32;
 }
 
-/// "No reason": the packet is not done with.
-const NONE: u32 = u32::MAX;
-
-#[inline(always)]
-fn pack(reason: Option<Reason>) -> u32 {
-    reason.map_or(NONE, |reason| reason as u32)
-}
-
-#[inline(always)]
-fn unpack(number: u32) -> Option<Reason> {
-    if number == NONE { None } else { Some(Reason::from_number(number)) }
-}
+/// Not a reason, but a record's number.
+const RECORD: u32 = 1 << 31;
 
 macro_rules! once {
-    ($family:ty: $find:ident $insert:ident $known:ident $begin:ident $allocate:ident $prefer:ident $rest:ident $claim:ident $release:ident $reset:ident
+    ($family:ty: $find:ident $insert:ident $begin:ident $first:ident $allocate:ident $prefer:ident $rest:ident $claim:ident $release:ident $reset:ident
      $error:ident $receive:ident $about:ident $told:ident $deliver:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -82,16 +72,19 @@ macro_rules! once {
 
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $known(ctx: *mut xdp_md) -> u32 {
-            pack(pipeline::known::<$family>(&XdpContext::new(ctx), Found::new))
+        extern "C" fn $begin(ctx: *mut xdp_md, packet: *const Packet<$family>) -> u32 {
+            // SAFETY: as above.
+            let Some(packet) = (unsafe { packet.as_ref() }) else { return Reason::HelperFailed as u32 };
+            match service::begin(&XdpContext::new(ctx), packet) {
+                Ok(index) => RECORD | index,
+                Err(reason) => reason as u32,
+            }
         }
 
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $begin(ctx: *mut xdp_md, packet: *const Packet<$family>) -> u32 {
-            // SAFETY: as above.
-            let Some(packet) = (unsafe { packet.as_ref() }) else { return Reason::HelperFailed as u32 };
-            pack(service::begin(&XdpContext::new(ctx), packet))
+        extern "C" fn $first(ctx: *mut xdp_md, index: u32) -> u32 {
+            pipeline::first::<$family>(&XdpContext::new(ctx), index) as u32
         }
 
         #[inline(never)]
@@ -181,13 +174,16 @@ macro_rules! once {
             }
 
             #[inline(always)]
-            fn known(ctx: &XdpContext) -> Option<Reason> {
-                unpack($known(ctx.as_ptr().cast()))
+            fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Result<u32, Reason> {
+                match $begin(ctx.as_ptr().cast(), packet) {
+                    number if number & RECORD != 0 => Ok(number & !RECORD),
+                    number => Err(Reason::from_number(number)),
+                }
             }
 
             #[inline(always)]
-            fn begin(ctx: &XdpContext, packet: &Packet<Self>) -> Option<Reason> {
-                unpack($begin(ctx.as_ptr().cast(), packet))
+            fn first(ctx: &XdpContext, index: u32) -> Reason {
+                Reason::from_number($first(ctx.as_ptr().cast(), index))
             }
 
             #[inline(always)]
@@ -249,5 +245,5 @@ macro_rules! once {
     };
 }
 
-once!(V4: find4 insert4 known4 begin4 allocate4 prefer4 rest4 claim4 release4 reset4 error4 receive4 about4 told4 deliver4);
-once!(V6: find6 insert6 known6 begin6 allocate6 prefer6 rest6 claim6 release6 reset6 error6 receive6 about6 told6 deliver6);
+once!(V4: find4 insert4 begin4 first4 allocate4 prefer4 rest4 claim4 release4 reset4 error4 receive4 about4 told4 deliver4);
+once!(V6: find6 insert6 begin6 first6 allocate6 prefer6 rest6 claim6 release6 reset6 error6 receive6 about6 told6 deliver6);

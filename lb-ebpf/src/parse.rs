@@ -37,6 +37,12 @@ impl<F: Family> Packet<F> {
         Self { transport, tuple: Tuple { protocol, ..Tuple::default() }, length: 0, ingress: 0, flags: 0 }
     }
 
+    /// Offset of the transport header in the frame. The mask is for the verifier, where a packet was parked.
+    #[inline(always)]
+    pub fn transport(&self) -> usize {
+        self.transport & 0x7fff
+    }
+
     /// Whether it is TCP.
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {

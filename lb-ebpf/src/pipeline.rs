@@ -3,7 +3,6 @@
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     family::{V4, V6},
-    flow::Tuple,
     reason::Reason,
 };
 
@@ -13,7 +12,7 @@ use crate::{
     packet::{ETHERNET, Frame},
     parse::{Packet, Parsed, parse},
     path::Path,
-    table::Found,
+    table::{self, Found},
 };
 
 /// Takes a frame of a known flow through all steps and says what became of it; `None`: it is parked for the slow path.
@@ -22,9 +21,9 @@ pub fn fast(ctx: &XdpContext) -> Option<Reason> {
     let Some(ethernet) = Frame::of(ctx).at(0, ETHERNET) else { return Some(Reason::NotOurs) };
     let kind = ethernet.load::<u16>(12);
     if kind == V4::TYPE {
-        return known::<V4>(ctx, Found::at_once);
+        return known::<V4>(ctx);
     }
-    if kind == V6::TYPE { known::<V6>(ctx, Found::at_once) } else { Some(Reason::NotOurs) }
+    if kind == V6::TYPE { known::<V6>(ctx) } else { Some(Reason::NotOurs) }
 }
 
 /// Takes a parked frame through the other steps.
@@ -41,7 +40,7 @@ pub fn slow(ctx: &XdpContext) -> Reason {
 #[inline(always)]
 fn parked<F: Path>(ctx: &XdpContext) -> Reason {
     let Some(packet) = F::MAPS.parked.get_ptr(0) else { return Reason::HelperFailed };
-    // SAFETY: this CPU's own element, which `known` has just written.
+    // SAFETY: this CPU's own element, which the fast path has just written.
     let packet = unsafe { &*packet };
     if packet.tuple.protocol == F::ICMP {
         // Steps that share no stack.
@@ -50,22 +49,36 @@ fn parked<F: Path>(ctx: &XdpContext) -> Reason {
             reason => reason,
         };
     }
-    if let Some(reason) = F::begin(ctx, packet) {
-        return reason;
+    match F::begin(ctx, packet) {
+        Ok(index) => F::first(ctx, index),
+        Err(reason) => reason,
     }
-    F::known(ctx).unwrap_or(Reason::Contended)
 }
 
-/// All steps of a packet of a known flow, which `find` finds; `None`: it is parked, for it is ICMP, or its flow is not known.
+/// Forwards the parked packet, whose flow was just made: in record `index`.
 #[inline(always)]
-pub fn known<F: Path>(ctx: &XdpContext, find: impl FnOnce(&Tuple<F>) -> Option<Found<F>>) -> Option<Reason> {
+pub fn first<F: Path>(ctx: &XdpContext, index: u32) -> Reason {
+    let Some(packet) = F::MAPS.parked.get_ptr(0) else { return Reason::HelperFailed };
+    // SAFETY: as in `parked`.
+    let packet = unsafe { &*packet };
+    let Some(flow) = table::record::<F>(index) else { return Reason::Contended };
+    let seq = table::read(&flow.head.seq);
+    if !flow.client.is(&packet.tuple) {
+        return Reason::Contended;
+    }
+    forward::forward(ctx, packet, Found { flow, index, seq, from_backend: false })
+}
+
+/// All steps of a packet of a known flow; `None`: it is parked, for it is ICMP, or its flow is not known.
+#[inline(always)]
+fn known<F: Path>(ctx: &XdpContext) -> Option<Reason> {
     let packet = match parse::<F>(ctx) {
         Parsed::Flow(packet) => packet,
         Parsed::Icmp(at) => Packet::icmp(at, F::ICMP),
         Parsed::Done(reason) => return Some(reason),
     };
     if packet.tuple.protocol != F::ICMP
-        && let Some(mut found) = find(&packet.tuple)
+        && let Some(mut found) = Found::at_once(&packet.tuple)
     {
         match life::step(ctx, &packet, &mut found) {
             Life::Goes => return Some(forward::forward(ctx, &packet, found)),

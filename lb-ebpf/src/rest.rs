@@ -42,7 +42,7 @@ pub fn begin<F: Path>(ctx: &XdpContext, index: u32, transport: usize, length: u3
 pub fn opening<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Opening {
     let mut opening = Opening::default();
     if packet.is_tcp() {
-        let transport = packet.transport & 0x7fff;
+        let transport = packet.transport();
         let Some(segment) = Frame::of(ctx).at(transport, TCP) else { return opening };
         opening.sequence = u32::from_be(segment.load(tcp::SEQUENCE));
         let stamp = stamp(ctx, transport);

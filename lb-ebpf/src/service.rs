@@ -34,17 +34,17 @@ pub fn lookup<F: Path>(tuple: &Tuple<F>) -> Option<u32> {
     unsafe { F::MAPS.vips.get(key) }.map(|vip| vip.service)
 }
 
-/// A packet without a flow: makes one, or says what became of the packet.
+/// A packet without a flow: makes one and gives its record's number, or says what became of the packet.
 #[inline(always)]
-pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Option<Reason> {
+pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Result<u32, Reason> {
     let Some(id) = lookup(&packet.tuple) else {
         let known = address_flags::<F>(packet.tuple.destination) & vip_flag::VIP != 0;
-        return Some(if known { Reason::NoService } else { Reason::NotOurs });
+        return Err(if known { Reason::NoService } else { Reason::NotOurs });
     };
-    let Some(service) = maps::services.get(id) else { return Some(Reason::NoService) };
+    let Some(service) = maps::services.get(id) else { return Err(Reason::NoService) };
     let belongs_elsewhere = packet.is_tcp() && !packet.is_syn();
     if belongs_elsewhere && !is_direct(service.mode) {
-        return Some(stray(ctx, packet));
+        return Err(stray(ctx, packet));
     }
     let tuple = &packet.tuple;
     let ports = ports(tuple);
@@ -52,7 +52,7 @@ pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Option<Reason> {
     let chosen = if belongs_elsewhere {
         // Rule 12: another balancer may have had the flow, or this one lost it. Whoever has the table knows.
         if packet.flags & (tcp::SYN | tcp::FIN) == tcp::SYN | tcp::FIN {
-            return Some(Reason::Malformed);
+            return Err(Reason::Malformed);
         }
         select::by_table(service, word, ports)
     } else {
@@ -64,15 +64,15 @@ pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Option<Reason> {
     };
     let is_rst = packet.flags & tcp::RST != 0;
     let Some(backend) = chosen else {
-        return Some(if is_rst { Reason::StrayRst } else { refuse(ctx, packet, id, service.on_empty) });
+        return Err(if is_rst { Reason::StrayRst } else { refuse(ctx, packet, id, service.on_empty) });
     };
     // Rule 13: a RST ends what it belongs to, and makes nothing.
-    let made = if is_rst { Some(Reason::TableFull) } else { create::create(ctx, packet, id, service.mode, backend) };
+    let made = if is_rst { Err(Reason::TableFull) } else { create::create(ctx, packet, id, service.mode, backend) };
     match made {
         // A flow may do without a record as long as its packets go where the table says.
-        Some(Reason::TableFull) if is_direct(service.mode) => {
-            let backend = select::by_table(service, word, ports)?;
-            Some(direct::forward_stateless(ctx, packet, backend, service.mode))
+        Err(Reason::TableFull) if is_direct(service.mode) => {
+            let backend = select::by_table(service, word, ports).ok_or(Reason::TableFull)?;
+            Err(direct::forward_stateless(ctx, packet, backend, service.mode))
         }
         made => made,
     }
