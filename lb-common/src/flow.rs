@@ -9,6 +9,8 @@
 //! to odd with a compare-and-swap, writes, and makes it even again. A reader that sees an odd or a changed `seq` has
 //! read nothing. User space only sets [`state::RESET`] and reads.
 
+use core::mem::MaybeUninit;
+
 use crate::{
     Be16, clock,
     family::{Family, V4, V6},
@@ -124,12 +126,10 @@ impl<F: Family> Tuple<F> {
         }
     }
 
-    /// All zero; word by word, too.
+    /// Makes a tuple of zeros in a place of the caller's; word by word, too.
     #[inline(always)]
-    #[must_use]
-    pub fn zero() -> Self {
-        let mut tuple = core::mem::MaybeUninit::<Self>::uninit();
-        let to = tuple.as_mut_ptr().cast::<u64>();
+    pub fn zero(place: &mut MaybeUninit<Self>) -> &mut Self {
+        let to = place.as_mut_ptr().cast::<u64>();
         let mut word = 0;
         while word < size_of::<Self>() / 8 {
             // SAFETY: as in `copy`.
@@ -137,7 +137,7 @@ impl<F: Family> Tuple<F> {
             word += 1;
         }
         // SAFETY: every byte was written, and zeros are valid.
-        unsafe { tuple.assume_init() }
+        unsafe { place.assume_init_mut() }
     }
 }
 

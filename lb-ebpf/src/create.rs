@@ -1,5 +1,7 @@
 //! Making a flow: a record, the tuple that its replies will carry, and two index entries; all of it or nothing.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     Be16,
@@ -30,14 +32,15 @@ pub fn create<F: Path>(
 ) -> Result<u32, Reason> {
     let Some(backend) = maps::backends.get(id) else { return Err(Reason::NoService) };
     let direct = is_direct(of_mode);
-    let mut replies = Tuple::<F>::zero();
+    let mut place = MaybeUninit::uninit();
+    let replies = Tuple::<F>::zero(&mut place);
     replies.source_port = server_port(packet, backend);
     if of_mode == mode::DNAT {
-        as_the_client(packet, backend, &mut replies);
-        if !make_way(&replies) {
+        as_the_client(packet, backend, replies);
+        if !make_way(replies) {
             return Err(Reason::TupleTaken);
         }
-    } else if !direct && allocate(ctx, packet, id, &mut replies) == 0 {
+    } else if !direct && allocate(ctx, packet, id, replies) == 0 {
         maps::refuse(service, |counters| &mut counters.no_port);
         return Err(match packet.is_tcp() {
             true => F::reset(ctx, packet, Reason::PortsExhausted),
@@ -50,7 +53,7 @@ pub fn create<F: Path>(
         return Err(Reason::TableFull);
     }
     let Some(flow) = table::record::<F>(index) else { return Err(Reason::TableFull) };
-    fill(flow, packet, &replies, id, backend);
+    fill(flow, packet, replies, id, backend);
     flow.head.service = service;
     if maps::services.get(service).is_some_and(|service| service.affinity != 0) {
         flow.head.flags |= flag::AFFINITY;
@@ -59,7 +62,7 @@ pub fn create<F: Path>(
     flow.tail.entropy = entropy(packet);
     flow.tail.slot_client = F::insert(&packet.tuple, 0, index);
     if !direct {
-        flow.tail.slot_backend = F::insert(&replies, entry::FROM_BACKEND, index);
+        flow.tail.slot_backend = F::insert(replies, entry::FROM_BACKEND, index);
     }
     if flow.tail.slot_client == NO_SLOT || (!direct && flow.tail.slot_backend == NO_SLOT) {
         records::forget(flow, index);

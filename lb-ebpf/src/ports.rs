@@ -195,6 +195,6 @@ pub fn allocate<F: Path>(id: u32, preferred: u32, opening: &Opening, tuple: &mut
     if search.class != FREE {
         F::release(search.holder);
     }
-    *tuple = search.tuple;
+    tuple.copy(&search.tuple);
     1
 }
