@@ -27,7 +27,7 @@ pub mod reason;
 
 /// Version of the layout of all pinned maps. It is part of the pin path (`<bpffs>/v<LAYOUT_VERSION>/`), so that a
 /// program never meets maps of another layout. Raise it with every change to [`maps`] or [`flow`].
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// A 16-bit number in network byte order, as it stands in a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -187,6 +187,9 @@ fn become_listed(place: Place, flow: &Listed, is_v4: bool) {
     place.store(ETHERNET + IPV6, flow.ports);
 }
 
+/// What stands in the tables. Not on the stack, which would be cleared byte by byte every time.
+static EMPTY: [u64; 8] = [0; 8];
+
 /// Parses, and gives the flow's key; the least that any balancer has to do.
 #[inline(always)]
 fn key(ctx: &XdpContext) -> Option<[u64; 2]> {
@@ -220,7 +223,7 @@ pub fn floor_swap(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn floor_lru(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
-    if floor_flows.get_ptr(key).is_none() && floor_flows.insert(key, [0; 8], 0).is_err() {
+    if floor_flows.get_ptr(key).is_none() && floor_flows.insert(key, &EMPTY, 0).is_err() {
         return xdp_action::XDP_ABORTED;
     }
     swap(&ctx);
@@ -232,8 +235,8 @@ pub fn floor_lru(ctx: XdpContext) -> u32 {
 pub fn table_lru(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
     if lru_flows.get_ptr(key).is_none() {
-        let _ = lru_flows.insert(key, [0; 8], 0);
-        let _ = lru_flows.insert([key[0].rotate_left(32), key[1] ^ 0x5555], [0; 8], 0);
+        let _ = lru_flows.insert(key, &EMPTY, 0);
+        let _ = lru_flows.insert([key[0].rotate_left(32), key[1] ^ 0x5555], &EMPTY, 0);
     }
     swap(&ctx);
     xdp_action::XDP_TX
@@ -244,8 +247,8 @@ pub fn table_lru(ctx: XdpContext) -> u32 {
 pub fn table_hash(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
     let other = [key[0].rotate_left(32), key[1] ^ 0x5555];
-    let _ = hash_flows.insert(key, [0; 8], 0);
-    let _ = hash_flows.insert(other, [0; 8], 0);
+    let _ = hash_flows.insert(key, &EMPTY, 0);
+    let _ = hash_flows.insert(other, &EMPTY, 0);
     let _ = hash_flows.remove(key);
     let _ = hash_flows.remove(other);
     swap(&ctx);

@@ -1,15 +1,22 @@
 //! lb's data path: a packet's life.
 //!
 //! ```text
-//!  driver -> lb() -> pipeline::run
+//!  driver -> lb() -> pipeline::fast
 //!                      parse      is it for a VIP, or a reply to one of our NAT addresses?   no: pass, untouched
-//!                      table      is its flow known?                                         yes: forward
+//!                      table      is its flow known?                                         no: park it, lb_slow()
+//!                      life       does the flow go on?                                       no: park it, lb_slow()
+//!                      forward    rewrite, next hop, out; direct: as it is, or wrapped
+//!            lb_slow() -> pipeline::slow
+//!                      icmp       echo; an error that quotes a flow
 //!                      service    which service is it for, and may it begin a flow?          no: reject or pass
 //!                      select     which backend does affinity, or the scheduler, say?
-//!                      create     a record, a NAT port, two index entries
-//!                      forward    rewrite, next hop, out; direct: as it is, or wrapped
-//!                  -> count: one verdict, one reason, counted once, here
+//!                      create     a NAT port, a record, two index entries
+//!                      forward    as above
+//!  -> leave: one verdict, one reason, counted once
 //! ```
+//!
+//! The fast path makes no calls: on many CPUs each return costs as much as four reads of an array, since it must not
+//! be predicted (docs/design/flow-table.md).
 //!
 //! Every step is written once, generic over the address family; [`path`] says what differs, [`ipv4`] and [`ipv6`] how,
 //! and [`once`] what the verifier need not walk through again for every caller.

@@ -86,11 +86,7 @@ impl<F: Path> Search<F> {
         if class < self.class || (class == self.class && class != NONE && idle > self.idle) {
             (self.best, self.class, self.idle, self.holder) = (round, class, idle, holder);
         }
-        let enough = match self.class {
-            CLOSED if round == 0 => 0,
-            FREE | CLOSED => WINDOW,
-            _ => HANDSHAKES,
-        };
+        let enough = if self.class < RESTS { WINDOW } else { HANDSHAKES };
         class == FREE || (round >= enough && self.class < NONE)
     }
 }

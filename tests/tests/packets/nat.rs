@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use lb_common::reason::Reason;
+use lb_common::{flow::state, reason::Reason};
 use lb_tests::{
     packet::{
         ACK, BACKEND_MAC, CLIENT_MAC, FIN, LB_MAC, RST, SYN, Transport, echo, frame, ipv6_frame, other, tcp, udp,
@@ -183,8 +183,8 @@ fn rule_11_a_syn_again_is_the_same_flow_until_the_old_one_closes() {
     world.send(&tcp(client(1), VIP, FIN | ACK));
     world.send(&tcp(server, from, FIN | ACK).from_backend());
     let again = world.send(&tcp(client(1), VIP, SYN)).packet();
-    assert_ne!(again.from, first.from, "a new flow, on a port that has rested");
-    assert_eq!(world.flows().len(), 1);
+    assert_eq!(again.from, first.from, "a new flow, on the client's own port");
+    assert_eq!(world.flows().iter().map(|flow| flow.head.state).collect::<Vec<_>>(), [state::SYN]);
 }
 
 #[test]
@@ -498,7 +498,7 @@ fn a_flushed_flow_is_reset() {
 #[test]
 fn the_program_stays_within_its_size() {
     // 25 % above what it was when this was written: a surprise here is a surprise for the verifier of older kernels.
-    const CEILINGS: [(&str, u32); 2] = [("fast", 500_000), ("slow", 500_000)];
+    const CEILINGS: [(&str, u32); 2] = [("fast", 61_000), ("slow", 138_000)];
     let world = World::new(64).unwrap();
     for ((path, ceiling), verified) in CEILINGS.into_iter().zip(world.plane.verified_instructions().unwrap()) {
         if let Some(verified) = verified {

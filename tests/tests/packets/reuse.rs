@@ -157,6 +157,37 @@ fn rule_11_a_syn_that_met_time_wait_goes_to_the_same_port_again() {
     assert_eq!(world.send(&tcp(client(1), VIP, SYN)).packet().from, syn.from);
 }
 
+/// What rests in TIME_WAIT at the backend is then the same client's, whose numbers and timestamps go on.
+#[test]
+fn rule_11_a_client_that_uses_its_port_again_is_given_the_same_nat_port() {
+    let mut world = world(4096, 20_000);
+    let mut open = |port| {
+        let (backend, lb) = world.open(client(port), VIP);
+        assert_eq!(world.send(&tcp(backend, lb, FIN | ACK).from_backend()).reason, Reason::ForwardedTx);
+        assert_eq!(world.send(&tcp(client(port), VIP, FIN | ACK)).reason, Reason::ForwardedTx);
+        lb
+    };
+    let first: Vec<_> = (1000..1050).map(&mut open).collect();
+    (2000..2050).for_each(|port| {
+        open(port);
+    });
+    let again: Vec<_> = (1000..1050).map(open).collect();
+    assert_eq!(first, again);
+}
+
+#[test]
+fn rule_02_services_that_share_a_server_share_its_ports() {
+    let mut world = world(4096, 64);
+    world.service("10.0.0.11:80", &[BACKEND]).unwrap();
+    world.apply().unwrap();
+    let vips = [VIP, SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 11), 80)];
+    let begun: BTreeMap<_, _> = (1000..1032)
+        .flat_map(|port| vips.map(|vip| (port, vip)))
+        .map(|(port, vip)| (world.send(&tcp(client(port), vip, SYN)).packet().from.port(), (port, vip)))
+        .collect();
+    assert_eq!(begun.len(), 64, "every port is taken once: {begun:?}");
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Closed,
