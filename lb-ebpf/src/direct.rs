@@ -83,9 +83,24 @@ pub fn forward<F: Path>(ctx: &XdpContext, packet: &Packet<F>, flow: &mut Flow<F>
     // Errors about the flow's packets go to where the latest came from.
     let Some(head) = Frame::of(ctx).at(0, ETHERNET) else { return Reason::Truncated };
     forward::remember_client(flow, head.macs(), packet.ingress);
-    let reason = carry(ctx, packet, flow.tail.entropy, id, of_mode);
+    let reason = if of_mode == mode::DSR {
+        on_the_spot(ctx, packet, flow, head)
+    } else {
+        carry(ctx, packet, flow.tail.entropy, id, of_mode)
+    };
     account(reason, Some(flow), id, packet.length);
     reason
+}
+
+/// As [`carry`] in mode `dsr`, without a call; `head` is the frame's.
+#[inline(always)]
+fn on_the_spot<F: Path>(ctx: &XdpContext, packet: &Packet<F>, flow: &Flow<F>, head: Place) -> Reason {
+    let Some(way) = forward::way(flow, packet.ingress, false) else { return Reason::NextHopUnknown };
+    if way.egress != packet.ingress && packet.length > way.mtu {
+        return F::error(ctx, Problem::TooBig, packet.transport, 0, way.mtu);
+    }
+    head.set_macs(way.macs);
+    forward::leave(packet.ingress, way.egress, Reason::ForwardedTx, Reason::ForwardedRedirect)
 }
 
 /// Sends a packet to a backend, or tells its sender that it is too long (rule 23).

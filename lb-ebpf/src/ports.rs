@@ -18,13 +18,7 @@ use lb_common::{
     maps::{BACKENDS, Backend, PortCursor},
 };
 
-use crate::{
-    helpers, maps,
-    path::Path,
-    records, rest,
-    table::{Found, NOBODY},
-    time,
-};
+use crate::{helpers, maps, path::Path, records, rest, table::Found, time};
 
 /// Ports that are looked at for every new flow.
 const WINDOW: u32 = 16;
@@ -143,7 +137,7 @@ pub fn prefer<F: Path>(id: u32, preferred: u32, tuple: &mut Tuple<F>) -> u32 {
     let (Some(backend), Some(settings)) = (maps::backends.get(id), maps::settings.get(0)) else { return 0 };
     tuple.source = F::address(&backend.address);
     let placed = put(tuple, preferred, backend.snat, backend.snat_count as u32, settings.nat_ports);
-    u32::from(placed && F::find(tuple, NOBODY) == 0)
+    u32::from(placed && Found::at_once(tuple).is_none())
 }
 
 /// Where the search for a port towards this server goes on. Services that share a server share its ports, and so its

@@ -64,6 +64,12 @@ pub extern "C" fn touch(id: u32, high: u64, low: u64, backend: u32) -> u32 {
     1
 }
 
+/// Whether the service's table alone decides where a new flow goes.
+#[inline(always)]
+pub fn table_decides(service: &Service) -> bool {
+    service.affinity == 0 && matches!(service.scheduler, scheduler::MAGLEV | scheduler::SOURCE_HASH)
+}
+
 /// The backend that the service's table gives a flow, whatever its scheduler: for segments of connections that another
 /// balancer may have begun. `None` while there is no table. `client` is its address folded into a word.
 #[inline(always)]

@@ -55,6 +55,8 @@ pub fn begin<F: Path>(ctx: &XdpContext, packet: &Packet<F>) -> Result<u32, Reaso
             return Err(Reason::Malformed);
         }
         select::by_table(service, word, ports)
+    } else if select::table_decides(service) {
+        select::by_table(service, word, ports)
     } else {
         let [high, low] = client::<F>(tuple.source);
         match select::select(id, high, low, word, ports) {

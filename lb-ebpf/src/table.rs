@@ -9,7 +9,7 @@ use lb_common::flow::{BUCKET_ENTRIES, Bucket, Flow, NO_SLOT, OVERFLOWED, Tuple, 
 use crate::{atomic, maps, path::Path, words::opaque};
 
 /// No record's number.
-pub const NOBODY: u32 = u32::MAX;
+const NOBODY: u32 = u32::MAX;
 /// Words of a bucket, the overflow mark included.
 const WORDS: u32 = BUCKET_ENTRIES + 1;
 
@@ -162,11 +162,26 @@ pub fn insert<F: Path>(tuple: &Tuple<F>, direction: u32, index: u32) -> u32 {
         slot = place::<F>(second, new);
     }
     // Whoever else has the tuple put it into the first bucket, or found that full as it was.
-    if slot != NO_SLOT && F::find(tuple, index) != 0 {
+    if slot != NO_SLOT && !alone::<F>(first, new) && F::find(tuple, index) != 0 {
         remove::<F>(slot, index);
         return NO_SLOT;
     }
     slot
+}
+
+/// Whether no other entry has the tag of this one, as far as its tuple could have been put.
+#[inline(always)]
+fn alone<F: Path>(first: u32, new: u32) -> bool {
+    let Some(bucket) = F::MAPS.index.get(first) else { return false };
+    let mut position = 0;
+    while position < BUCKET_ENTRIES as usize {
+        let word = read(&bucket.words[position]);
+        if (word ^ new) >> entry::TAG_SHIFT == 0 && word != new {
+            return false;
+        }
+        position += 1;
+    }
+    !overflowed(bucket)
 }
 
 #[inline(always)]

@@ -498,7 +498,7 @@ fn a_flushed_flow_is_reset() {
 #[test]
 fn the_program_stays_within_its_size() {
     // 25 % above what it was when this was written: a surprise here is a surprise for the verifier of older kernels.
-    const CEILINGS: [(&str, u32); 2] = [("fast", 61_000), ("slow", 138_000)];
+    const CEILINGS: [(&str, u32); 2] = [("fast", 61_000), ("slow", 161_000)];
     let world = World::new(64).unwrap();
     for ((path, ceiling), verified) in CEILINGS.into_iter().zip(world.plane.verified_instructions().unwrap()) {
         if let Some(verified) = verified {
