@@ -76,6 +76,9 @@ pub fn table_decides(service: &Service) -> bool {
 pub fn by_table(service: &Service, client: u64, ports: u64) -> Option<u32> {
     let ports = if service.scheduler == scheduler::SOURCE_HASH { 0 } else { ports };
     let (base, size) = halves(&service.table);
+    if size == 0 {
+        return None;
+    }
     slot(base, hash::below(hash::select(client, ports), size))
 }
 
