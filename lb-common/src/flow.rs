@@ -344,8 +344,7 @@ pub mod tcp {
 /// The state after a TCP segment with `flags` from the client (`from_backend` false) or the backend.
 ///
 /// `direct_return` says that the backend's segments do not come by: then the client's first segment after its SYN
-/// makes the flow established. Otherwise a client's RST before the backend's SYN changes nothing: it answers the
-/// acknowledgement of a connection that rests in TIME_WAIT at the backend, ends that, and the SYN comes again.
+/// makes the flow established.
 #[inline(always)]
 #[must_use]
 pub const fn next_state(now: u8, flags: u8, from_backend: bool, direct_return: bool) -> u8 {
@@ -353,7 +352,7 @@ pub const fn next_state(now: u8, flags: u8, from_backend: bool, direct_return: b
         return now;
     }
     if flags & tcp::RST != 0 {
-        return if now == state::SYN && !from_backend && !direct_return { now } else { state::CLOSED };
+        return state::CLOSED;
     }
     if flags & tcp::FIN != 0 {
         return match (now, from_backend) {
@@ -465,7 +464,7 @@ mod tests {
         assert_eq!(close(&[(tcp::RST, true)]), state::CLOSED);
         assert_eq!(close(&[(tcp::RST, true), (tcp::ACK, false)]), state::CLOSED);
         assert_eq!(close(&[(tcp::RST, false)]), state::CLOSED);
-        assert_eq!(run(&[(tcp::RST, false)]), state::SYN, "the SYN comes again, and to a free port then");
+        assert_eq!(run(&[(tcp::RST, false)]), state::CLOSED);
         assert_eq!(run(&[(tcp::RST, true)]), state::CLOSED);
     }
 
