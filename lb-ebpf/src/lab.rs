@@ -190,6 +190,12 @@ fn become_listed(place: Place, flow: &Listed, is_v4: bool) {
 /// What stands in the tables. Not on the stack, which would be cleared byte by byte every time.
 static EMPTY: [u64; 8] = [0; 8];
 
+/// See [`EMPTY`].
+#[inline(always)]
+fn empty() -> &'static [u64; 8] {
+    &EMPTY
+}
+
 /// Parses, and gives the flow's key; the least that any balancer has to do.
 #[inline(always)]
 fn key(ctx: &XdpContext) -> Option<[u64; 2]> {
@@ -223,7 +229,7 @@ pub fn floor_swap(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn floor_lru(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
-    if floor_flows.get_ptr(key).is_none() && floor_flows.insert(key, &EMPTY, 0).is_err() {
+    if floor_flows.get_ptr(key).is_none() && floor_flows.insert(key, empty(), 0).is_err() {
         return xdp_action::XDP_ABORTED;
     }
     swap(&ctx);
@@ -235,8 +241,8 @@ pub fn floor_lru(ctx: XdpContext) -> u32 {
 pub fn table_lru(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
     if lru_flows.get_ptr(key).is_none() {
-        let _ = lru_flows.insert(key, &EMPTY, 0);
-        let _ = lru_flows.insert([key[0].rotate_left(32), key[1] ^ 0x5555], &EMPTY, 0);
+        let _ = lru_flows.insert(key, empty(), 0);
+        let _ = lru_flows.insert([key[0].rotate_left(32), key[1] ^ 0x5555], empty(), 0);
     }
     swap(&ctx);
     xdp_action::XDP_TX
@@ -247,8 +253,8 @@ pub fn table_lru(ctx: XdpContext) -> u32 {
 pub fn table_hash(ctx: XdpContext) -> u32 {
     let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
     let other = [key[0].rotate_left(32), key[1] ^ 0x5555];
-    let _ = hash_flows.insert(key, &EMPTY, 0);
-    let _ = hash_flows.insert(other, &EMPTY, 0);
+    let _ = hash_flows.insert(key, empty(), 0);
+    let _ = hash_flows.insert(other, empty(), 0);
     let _ = hash_flows.remove(key);
     let _ = hash_flows.remove(other);
     swap(&ctx);
