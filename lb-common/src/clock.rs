@@ -13,8 +13,8 @@ pub const fn ticks(ns: u64) -> u32 {
     (ns >> TICK_SHIFT) as u32
 }
 
-/// How `CLOCK_MONOTONIC_COARSE` is made of the kernel's jiffies, which a program reads without a call: the kernel counts
-/// both on in the same moment, a jiffy at a time (`tick_do_update_jiffies64`).
+/// How `CLOCK_MONOTONIC_COARSE` is made of the kernel's jiffies, which a program reads without a call: with
+/// high-resolution timers the kernel counts both on together, to within a jiffy (`tick_do_update_jiffies64`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Jiffies {
     /// Nanoseconds that a jiffy lasts; 0: not known, the clock itself is read.

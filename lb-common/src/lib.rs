@@ -26,7 +26,8 @@ pub mod outer;
 pub mod reason;
 
 /// Version of the layout of all pinned maps. It is part of the pin path (`<bpffs>/v<LAYOUT_VERSION>/`), so that a
-/// program never meets maps of another layout. Raise it with every change to [`maps`] or [`flow`].
+/// program never meets maps of another layout. Raise it with every change to [`maps`] or [`flow`], or to what
+/// the data path parks for its slow path (`Packet` in lb-ebpf/src/parse.rs).
 pub const LAYOUT_VERSION: u32 = 5;
 
 /// A 16-bit number in network byte order, as it stands in a packet.

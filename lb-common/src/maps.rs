@@ -53,7 +53,8 @@ pub mod name {
     pub const REFUSALS: &str = "refusals";
     /// Per-CPU array of [`super::Cursor`], one element for each family: where this CPU looks next for a free record.
     pub const CURSOR: &str = "cursor";
-    /// Per-CPU array of [`super::PortCursor`], by backend identity: where this CPU looks next for a free port.
+    /// Per-CPU array of [`super::PortCursor`], by a hash of a server's address, port and protocol: where this CPU looks next
+    /// for a free port.
     pub const PORT_CURSOR: &str = "port_cursor";
     /// Array of `u32`, by backend identity: its live flows, as the data path counts them.
     pub const LIVE: &str = "live";
@@ -441,7 +442,7 @@ pub struct Refusals {
 pub struct Cursor {
     /// Records it has looked at; its place is this modulo the number of records.
     pub hand: u32,
-    /// Tick in which a long search found nothing; until the next, searches are short.
+    /// Tick in which a long search found nothing, xor the server's hash; until the next tick, searches are short.
     pub exhausted: u32,
 }
 
@@ -451,7 +452,7 @@ pub struct Cursor {
 pub struct PortCursor {
     /// Ports it has looked at.
     pub next: u32,
-    /// Tick in which a long search found nothing; until the next, searches are short.
+    /// Tick in which a long search found nothing, xor the server's hash; until the next tick, searches are short.
     pub exhausted: u32,
 }
 

@@ -129,6 +129,8 @@ reasons! {
     HeaderChain = 32, Drop, "header-chain", "More than eight IPv6 extension headers in front of the transport header, to a VIP that the host does not own.";
     /// Rule 3.
     TupleTaken = 33, Drop, "tuple-taken", "Mode dnat: the client already talks from this port to the same server, by another VIP or past lb's knowledge, and the server's answers could not be told apart.";
+    /// Invariant 1.
+    NoSlowPath = 34, Pass, "no-slow-path", "The data plane is just being removed: what is not of a known flow is left to the host.";
 }
 
 /// Elements of the map `reasons`.

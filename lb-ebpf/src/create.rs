@@ -109,7 +109,7 @@ fn as_the_client<F: Path>(packet: &Packet<F>, backend: &Backend, replies: &mut T
 #[inline(always)]
 fn make_way<F: Path>(replies: &Tuple<F>) -> bool {
     let Some(found) = Found::new(replies) else { return true };
-    records::is_over(&found.flow.head, time::now()) && F::release(found.index) != 0
+    records::is_over(&found.flow.head, time::now()) && F::release(found.index, found.seq) != 0
 }
 
 /// The state that a flow begins in. In direct return it may have begun elsewhere (rule 12).

@@ -84,7 +84,7 @@ pub fn forward<F: Path>(ctx: &XdpContext, packet: &Packet<F>, flow: &mut Flow<F>
     let Some(head) = Frame::of(ctx).at(0, ETHERNET) else { return Reason::Truncated };
     forward::remember_client(flow, head.macs(), packet.ingress);
     let reason = if of_mode == mode::DSR {
-        on_the_spot(ctx, packet, flow, head)
+        on_the_spot(ctx, packet, id, head)
     } else {
         carry(ctx, packet, flow.tail.entropy, id, of_mode)
     };
@@ -94,8 +94,8 @@ pub fn forward<F: Path>(ctx: &XdpContext, packet: &Packet<F>, flow: &mut Flow<F>
 
 /// As [`carry`] in mode `dsr`, without a call; `head` is the frame's.
 #[inline(always)]
-fn on_the_spot<F: Path>(ctx: &XdpContext, packet: &Packet<F>, flow: &Flow<F>, head: Place) -> Reason {
-    let Some(way) = forward::way(flow, packet.ingress, false) else { return Reason::NextHopUnknown };
+fn on_the_spot<F: Path>(ctx: &XdpContext, packet: &Packet<F>, id: u32, head: Place) -> Reason {
+    let Some(way) = forward::way_to_backend(id) else { return Reason::NextHopUnknown };
     if way.egress != packet.ingress && packet.length > way.mtu {
         return F::error(ctx, Problem::TooBig, packet.transport, 0, way.mtu);
     }

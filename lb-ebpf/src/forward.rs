@@ -148,7 +148,13 @@ pub fn way<F: Path>(flow: &Flow<F>, ingress: u32, from_backend: bool) -> Option<
         let mtu = interface.map_or(u32::MAX, |interface| interface.mtu);
         return Some(Way { macs: Macs::of(&flow.tail.ethernet).turned(), egress, mtu });
     }
-    let hop = maps::next_hops.get(maps::backends.get(flow.head.backend)?.next_hop)?;
+    way_to_backend(flow.head.backend)
+}
+
+/// The way to a backend.
+#[inline(always)]
+pub fn way_to_backend(id: u32) -> Option<Way> {
+    let hop = maps::next_hops.get(maps::backends.get(id)?.next_hop)?;
     (hop.ifindex != 0).then(|| Way { macs: Macs::of(&hop.ethernet), egress: hop.ifindex, mtu: hop.mtu })
 }
 

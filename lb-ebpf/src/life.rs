@@ -31,7 +31,7 @@ pub fn step<F: Path>(ctx: &XdpContext, packet: &Packet<F>, found: &mut Found<F>)
     let seen = if found.from_backend { &mut head.seen_backend } else { &mut head.seen_client };
     if *seen != now {
         if records::expired(head, now) {
-            F::release(found.index);
+            F::release(found.index, found.seq);
             return Life::Over;
         }
         let seen = if found.from_backend { &mut head.seen_backend } else { &mut head.seen_client };
@@ -62,7 +62,7 @@ fn from_client<F: Path>(ctx: &XdpContext, found: &mut Found<F>, packet: &Packet<
         match backend_gone(flow, backend, packet) {
             Gone::No => {}
             Gone::Over => {
-                F::release(found.index);
+                F::release(found.index, found.seq);
                 return Life::Over;
             }
             Gone::Silent => return Life::Done(Reason::Abandoned),
@@ -73,7 +73,7 @@ fn from_client<F: Path>(ctx: &XdpContext, found: &mut Found<F>, packet: &Packet<
     if packet.is_tcp() && (now != state::ESTABLISHED || packet.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) {
         // Rule 11: a SYN on a connection that is closing begins a new one.
         if packet.is_syn() && now >= state::FIN_CLIENT {
-            F::release(found.index);
+            F::release(found.index, found.seq);
             return Life::Over;
         }
         let next = next_state(now, packet.flags, false, is_direct(flow.head.mode));

@@ -15,8 +15,8 @@
 //!  -> leave: one verdict, one reason, counted once
 //! ```
 //!
-//! The fast path makes no calls: on many CPUs each return costs as much as four reads of an array, since it must not
-//! be predicted (docs/design/flow-table.md).
+//! The fast path makes no calls for packets of flows that go on (but one in the tunnels' modes): on many CPUs each return
+//! costs as much as four reads of an array, since it must not be predicted (docs/design/flow-table.md).
 //!
 //! Every step is written once, generic over the address family; [`path`] says what differs, [`ipv4`] and [`ipv6`] how,
 //! and [`once`] what the verifier need not walk through again for every caller.
@@ -79,7 +79,8 @@ pub fn lb(ctx: XdpContext) -> u32 {
     }
     // SAFETY: the map holds the program below.
     unsafe { maps::slow_path.tail_call(&ctx, 0) };
-    leave(&ctx, Reason::HelperFailed)
+    // The map is empty: its pin is gone, and the program's link will be.
+    leave(&ctx, Reason::NoSlowPath)
 }
 
 /// Packets that the fast path has parked: of no known flow, and ICMP. A program of its own, for the sake of its stack:

@@ -35,7 +35,7 @@ pub trait Once: Family {
     /// [`records::claim`].
     fn claim() -> u32;
     /// [`records::release`].
-    fn release(index: u32) -> u32;
+    fn release(index: u32, seq: u32) -> u32;
     /// [`answer::reset`].
     fn reset(ctx: &XdpContext, packet: &Packet<Self>, reason: Reason) -> Reason;
     /// [`icmp::error`].
@@ -117,8 +117,8 @@ macro_rules! once {
 
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $release(index: u32) -> u32 {
-            records::release::<$family>(index)
+        extern "C" fn $release(index: u32, seq: u32) -> u32 {
+            records::release::<$family>(index, seq)
         }
 
         #[inline(never)]
@@ -207,8 +207,8 @@ macro_rules! once {
             }
 
             #[inline(always)]
-            fn release(index: u32) -> u32 {
-                $release(index)
+            fn release(index: u32, seq: u32) -> u32 {
+                $release(index, seq)
             }
 
             #[inline(always)]

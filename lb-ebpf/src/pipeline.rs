@@ -3,6 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     family::{V4, V6},
+    flow::state,
     reason::Reason,
 };
 
@@ -15,15 +16,16 @@ use crate::{
     table::{self, Found},
 };
 
-/// Takes a frame of a known flow through all steps and says what became of it; `None`: it is parked for the slow path.
+/// Takes a frame through the first steps, which are all that packets of known flows need, and says what became of it;
+/// `None`: it is parked for the slow path.
 #[inline(always)]
 pub fn fast(ctx: &XdpContext) -> Option<Reason> {
     let Some(ethernet) = Frame::of(ctx).at(0, ETHERNET) else { return Some(Reason::NotOurs) };
     let kind = ethernet.load::<u16>(12);
     if kind == V4::TYPE {
-        return known::<V4>(ctx);
+        return steps::<V4>(ctx);
     }
-    if kind == V6::TYPE { known::<V6>(ctx) } else { Some(Reason::NotOurs) }
+    if kind == V6::TYPE { steps::<V6>(ctx) } else { Some(Reason::NotOurs) }
 }
 
 /// Takes a parked frame through the other steps.
@@ -63,15 +65,16 @@ pub fn first<F: Path>(ctx: &XdpContext, index: u32) -> Reason {
     let packet = unsafe { &*packet };
     let Some(flow) = table::record::<F>(index) else { return Reason::Contended };
     let seq = table::read(&flow.head.seq);
-    if !flow.client.is(&packet.tuple) {
+    // Under pressure another CPU may have taken it already.
+    if flow.head.state == state::FREE || !flow.client.is(&packet.tuple) {
         return Reason::Contended;
     }
     forward::forward(ctx, packet, Found { flow, index, seq, from_backend: false })
 }
 
-/// All steps of a packet of a known flow; `None`: it is parked, for it is ICMP, or its flow is not known.
+/// The steps of the fast path; `None`: it is parked, for it is ICMP, or its flow is not known.
 #[inline(always)]
-fn known<F: Path>(ctx: &XdpContext) -> Option<Reason> {
+fn steps<F: Path>(ctx: &XdpContext) -> Option<Reason> {
     let packet = match parse::<F>(ctx) {
         Parsed::Flow(packet) => packet,
         Parsed::Icmp(at) => Packet::icmp(at, F::ICMP),

@@ -20,7 +20,7 @@ use lb_common::{
 
 use crate::{helpers, maps, path::Path, records, rest, table::Found, time};
 
-/// Ports that are looked at for every new flow.
+/// Ports that are looked at for a new flow whose client's own place is taken.
 const WINDOW: u32 = 16;
 /// Ports that are looked at before one is taken whose flow's handshake is under way: just behind another CPU's cursor
 /// every flow has only begun, however many are closed further on.
@@ -52,6 +52,7 @@ pub struct Search<F: Family> {
     class: u32,
     idle: u32,
     holder: u32,
+    seq: u32,
     looked: u32,
 }
 
@@ -70,15 +71,16 @@ impl<F: Path> Search<F> {
         if !self.aim(round) {
             return true;
         }
-        let (class, idle, holder) = match Found::new(&self.tuple) {
-            None => (FREE, 0, 0),
+        let (class, idle, (holder, seq)) = match Found::new(&self.tuple) {
+            None => (FREE, 0, (0, 0)),
             Some(found) => {
                 let (class, idle) = held(found.flow, &self.opening, self.now);
-                (class, idle, found.index)
+                (class, idle, (found.index, found.seq))
             }
         };
         if class < self.class || (class == self.class && class != NONE && idle > self.idle) {
-            (self.best, self.class, self.idle, self.holder) = (round, class, idle, holder);
+            (self.best, self.class, self.idle) = (round, class, idle);
+            (self.holder, self.seq) = (holder, seq);
         }
         let enough = if self.class < RESTS { WINDOW } else { HANDSHAKES };
         class == FREE || (round >= enough && self.class < NONE)
@@ -106,7 +108,7 @@ fn current<F: Path>() -> Option<&'static mut Search<F>> {
     F::MAPS.search.get_ptr_mut(0).map(|search| unsafe { &mut *search })
 }
 
-/// `bpf_loop` hands on nothing but what stands on the stack, where there is nothing.
+/// `bpf_loop` would hand on what stands on the stack; the search does not, and is found again by its map.
 extern "C" fn look<F: Path>(round: u32, _: *mut u32) -> u64 {
     u64::from(current::<F>().is_none_or(|search| search.look(round)))
 }
@@ -140,13 +142,19 @@ pub fn prefer<F: Path>(id: u32, preferred: u32, tuple: &mut Tuple<F>) -> u32 {
     u32::from(placed && Found::at_once(tuple).is_none())
 }
 
+/// A server, as hash: address, port and protocol.
+#[inline(always)]
+fn server<F: Path>(backend: &Backend, tuple: &Tuple<F>) -> u32 {
+    let place = u64::from(tuple.source_port.0) | u64::from(tuple.protocol) << 16;
+    (mix(F::fold(F::address(&backend.address)), place) >> 32) as u32
+}
+
 /// Where the search for a port towards this server goes on. Services that share a server share its ports, and so its
 /// cursor; so may, now and then, two servers.
 #[inline(always)]
-fn cursor<F: Path>(backend: &Backend, port: Be16) -> Option<&'static mut PortCursor> {
-    let server = mix(F::fold(F::address(&backend.address)), u64::from(port.0));
+fn cursor(server: u32) -> Option<&'static mut PortCursor> {
     // SAFETY: this CPU's own element, and XDP is not interrupted by itself.
-    maps::port_cursor.get_ptr_mut((server >> 32) as u32 % BACKENDS).map(|cursor| unsafe { &mut *cursor })
+    maps::port_cursor.get_ptr_mut(server % BACKENDS).map(|cursor| unsafe { &mut *cursor })
 }
 
 /// Finds the tuple that the replies of a new flow to backend `id` shall carry, into `tuple`, which has the backend's
@@ -154,7 +162,8 @@ fn cursor<F: Path>(backend: &Backend, port: Be16) -> Option<&'static mut PortCur
 #[inline(always)]
 pub fn allocate<F: Path>(id: u32, preferred: u32, opening: &Opening, tuple: &mut Tuple<F>) -> u32 {
     let (Some(backend), Some(settings)) = (maps::backends.get(id), maps::settings.get(0)) else { return 0 };
-    let Some(cursor) = cursor::<F>(backend, tuple.source_port) else { return 0 };
+    let server = server(backend, tuple);
+    let Some(cursor) = cursor(server) else { return 0 };
     let (addresses, ports) = (backend.snat_count as u32, settings.nat_ports);
     let total = addresses.wrapping_mul(ports);
     let Some(search) = current::<F>() else { return 0 };
@@ -171,19 +180,23 @@ pub fn allocate<F: Path>(id: u32, preferred: u32, opening: &Opening, tuple: &mut
         class: NONE,
         idle: 0,
         holder: 0,
+        seq: 0,
         looked: 0,
     };
     search.tuple.source = F::address(&backend.address);
-    let most = if cursor.exhausted == search.now { WINDOW } else { SEARCH };
+    // Another server may share the cursor: whose search was in vain is in the mark.
+    let exhausted = search.now ^ server;
+    let most = if cursor.exhausted == exhausted { WINDOW } else { SEARCH };
     helpers::repeat(1 + if total < most { total } else { most }, look::<F>, &mut 0);
+    let Some(search) = current::<F>() else { return 0 };
     let next = cursor.next.wrapping_add(search.looked.wrapping_sub(1));
     cursor.next = if next >= total { 0 } else { next };
     if search.class == NONE || !search.aim(search.best) {
-        cursor.exhausted = search.now;
+        cursor.exhausted = exhausted;
         return 0;
     }
     if search.class != FREE {
-        F::release(search.holder);
+        F::release(search.holder, search.seq);
     }
     tuple.copy(&search.tuple);
     1

@@ -177,11 +177,11 @@ pub fn forget<F: Path>(flow: &mut Flow<F>, index: u32) {
     flow.head.state = state::FREE;
 }
 
-/// Gives a record up: its flow is over, its tuple and its port are free. 0: another CPU was faster.
+/// Gives a record up whose sequence was `seq` when its flow was seen: the flow is over, its tuple and its port are free. 0:
+/// another CPU was faster.
 #[inline(always)]
-pub fn release<F: Path>(index: u32) -> u32 {
+pub fn release<F: Path>(index: u32, seq: u32) -> u32 {
     let Some(flow) = table::record::<F>(index) else { return 0 };
-    let seq = table::read(&flow.head.seq);
     if seq & 1 != 0 || !take::<F>(index, seq) {
         return 0;
     }

@@ -4,7 +4,7 @@
 //! Entries are put in by compare-and-swap, and looked for again afterwards, so that two CPUs never keep two entries
 //! for one tuple.
 
-use lb_common::flow::{BUCKET_ENTRIES, Bucket, Flow, NO_SLOT, OVERFLOWED, Tuple, entry};
+use lb_common::flow::{BUCKET_ENTRIES, Bucket, Flow, NO_SLOT, OVERFLOWED, Tuple, entry, state};
 
 use crate::{atomic, maps, path::Path, words::opaque};
 
@@ -32,7 +32,8 @@ impl<F: Path> Found<F> {
         Self::of(F::find(tuple, NOBODY))
     }
 
-    /// As [`Found::new`]; without a call, if the flow stands where it is looked for first. Its stack is its caller's.
+    /// As [`Found::new`]; without a call, if the flow stands where it is looked for first. It takes more of the caller's
+    /// stack.
     #[inline(always)]
     pub fn at_once(tuple: &Tuple<F>) -> Option<Self> {
         // Where a flow was found makes no difference from here on; the verifier must not keep the ways apart.
@@ -67,7 +68,7 @@ fn at_once<F: Path>(tuple: &Tuple<F>) -> u64 {
     if let Some(flow) = record::<F>(entry::record(word)) {
         let seq = read(&flow.head.seq);
         let theirs = if word & entry::FROM_BACKEND != 0 { &flow.backend } else { &flow.client };
-        if theirs.is(tuple) {
+        if theirs.is(tuple) && flow.head.state != state::FREE {
             return (seq as u64) << 32 | (word & ((1 << entry::TAG_SHIFT) - 1)) as u64;
         }
     }
@@ -138,7 +139,7 @@ fn search<F: Path>(bucket: &Bucket, tuple: &Tuple<F>, hash: u64, except: u32) ->
         let Some(flow) = record::<F>(index) else { continue };
         let seq = read(&flow.head.seq);
         let theirs = if word & entry::FROM_BACKEND != 0 { &flow.backend } else { &flow.client };
-        if theirs.is(tuple) && index != except {
+        if theirs.is(tuple) && index != except && flow.head.state != state::FREE {
             return (seq as u64) << 32 | (word & ((1 << entry::TAG_SHIFT) - 1)) as u64;
         }
     }
@@ -169,7 +170,9 @@ pub fn insert<F: Path>(tuple: &Tuple<F>, direction: u32, index: u32) -> u32 {
     slot
 }
 
-/// Whether no other entry has the tag of this one, as far as its tuple could have been put.
+/// Whether no other entry has the tag of this one, as far as its tuple could have been put. Where the bucket overflowed
+/// nobody knows: who puts a twin into the second bucket has set the mark before, and this entry stood in the first
+/// before the mark is read, so one of the two sees the other.
 #[inline(always)]
 fn alone<F: Path>(first: u32, new: u32) -> bool {
     let Some(bucket) = F::MAPS.index.get(first) else { return false };

@@ -13,10 +13,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, ProgramArray},
+    maps::{Map, MapData, ProgramArray},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::{maps, reason::Reason};
+use lb_common::{
+    maps::{self, name},
+    reason::Reason,
+};
 use lb_userspace::{
     dataplane::{self, DataPlane, Flow, LAB_OBJECT, LoadOptions, pins},
     reconcile::{BackendKey, Observed, Tables, VerdictSeen, compile},
@@ -267,6 +270,12 @@ impl World {
         self.before = after;
         ensure!(counted.len() == 1, "rule 34: one packet, counted under {counted:?}");
         Ok(Outcome { verdict: result.return_value, frame: out, reason: counted[0] })
+    }
+
+    /// Takes the slow path away, as it goes when the pins are removed.
+    pub fn end_slow_path(&self) -> Result<()> {
+        let map = MapData::from_pin(pins::directory(&self.bpffs).join(name::SLOW_PATH))?;
+        Ok(ProgramArray::try_from(Map::ProgramArray(map))?.clear_index(&0)?)
     }
 
     /// Live flows.

@@ -143,8 +143,10 @@ impl DataPlane {
         let mut slow_path =
             ProgramArray::try_from(take(&mut object, name::SLOW_PATH)?).context("open the map 'slow_path'")?;
         let slow = super::xdp_mut(&mut object, SLOW_PROGRAM)?.fd().context("the slow path's program")?;
-        slow_path.set(0, slow, 0).context("write the map 'slow_path'")?;
-        Self::open(directory, object)
+        let slow = slow.try_clone().context("the slow path's program")?;
+        let plane = Self::open(directory, object)?;
+        slow_path.set(0, &slow, 0).context("write the map 'slow_path'")?;
+        Ok(plane)
     }
 
     fn open(directory: &Path, mut object: Ebpf) -> Result<Self> {

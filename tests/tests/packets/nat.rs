@@ -9,7 +9,10 @@ use lb_tests::{
     },
     world::{DROP, INGRESS, OTHER, PASS, REDIRECT, TX, World},
 };
-use lb_userspace::state::{Admin, Health, OnDown, OnEmpty};
+use lb_userspace::{
+    dataplane,
+    state::{Admin, Health, OnDown, OnEmpty},
+};
 
 const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 10), 80);
 const LB: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -493,6 +496,26 @@ fn a_flushed_flow_is_reset() {
     assert!(world.plane.flows().reset(&flow));
     assert_eq!(world.send(&tcp(client(1), VIP, ACK)).reason, Reason::ResetFlushed);
     assert_eq!(world.send(&tcp(client(1), VIP, RST)).verdict, TX, "the closed flow still carries what belongs to it");
+}
+
+#[test]
+fn without_a_slow_path_known_flows_go_on_and_the_rest_is_left_to_the_host() {
+    let mut world = web(&[A]);
+    world.open(client(1), VIP);
+    world.end_slow_path().unwrap();
+    assert_eq!(world.send(&tcp(client(1), VIP, ACK)).reason, Reason::ForwardedTx);
+    let refused = world.send(&tcp(client(2), VIP, SYN));
+    assert_eq!((refused.verdict, refused.reason), (PASS, Reason::NoSlowPath));
+    assert_eq!(world.send(&echo(*client(0).ip(), LB, 1, 1)).verdict, PASS);
+}
+
+#[test]
+fn the_programs_clock_is_the_hosts() {
+    let mut world = web(&[A]);
+    let before = dataplane::now();
+    world.open(client(1), VIP);
+    let created = world.flows()[0].head.created;
+    assert!((before.wrapping_sub(1)..=dataplane::now().wrapping_add(1)).contains(&created), "{before} {created}");
 }
 
 #[test]
