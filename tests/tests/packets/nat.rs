@@ -86,6 +86,8 @@ fn rule_02_a_closed_flows_port_is_used_again_before_a_half_open_ones() {
     world.desired.settings.snat_ports = Some((5000, 5003));
     world.apply().unwrap();
     world.send(&tcp(client(1), VIP, SYN));
+    // Older by a tick: what began in the same one is of the same age.
+    std::thread::sleep(std::time::Duration::from_millis(200));
     world.open(client(2), VIP);
     let (server, closed) = world.open(client(3), VIP);
     world.open(client(4), VIP);
