@@ -179,7 +179,7 @@ pub struct Tail {
     pub ifindex: u32,
     /// VLAN tags (TCI, network order) of the client's latest packet, outer first; 0xffff each = none.
     pub vlan: [Be16; 2],
-    /// Index entry of the client's direction: `bucket * BUCKET_ENTRIES + position`, or [`NO_SLOT`].
+    /// Index entry of the client's direction: 16 times the bucket plus the position in it, or [`NO_SLOT`].
     pub slot_client: u32,
     /// Index entry of the backend's direction, or [`NO_SLOT`].
     pub slot_backend: u32,
