@@ -7,6 +7,8 @@
     expect(missing_docs, reason = "the macro makes a second function and leaves it bare")
 )]
 
+mod object;
+
 use aya_ebpf::{
     bindings::xdp_action,
     helpers::generated as raw,
@@ -27,18 +29,6 @@ pub fn clock(_: XdpContext) -> u32 {
     unsafe { *reading = [raw::bpf_jiffies64(), raw::bpf_ktime_get_coarse_ns()] };
     xdp_action::XDP_PASS
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier proves that this is never reached: it would reject the endless loop.
-    loop {}
-}
-
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -15,6 +15,7 @@
 
 mod atomic;
 mod helpers;
+mod object;
 mod packet;
 mod words;
 
@@ -262,18 +263,6 @@ pub fn table_hash(ctx: XdpContext) -> u32 {
 }
 
 const _: () = assert!(size_of::<Flow4>() == 128, "what the tables are compared with");
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier proves that this is never reached: it would reject the endless loop.
-    loop {}
-}
-
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

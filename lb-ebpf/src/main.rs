@@ -49,6 +49,7 @@ mod life;
 mod live;
 mod log;
 mod maps;
+mod object;
 mod once;
 mod packet;
 mod parse;
@@ -115,18 +116,6 @@ fn back(ctx: &XdpContext) -> u32 {
     }
     xdp_action::XDP_TX
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier proves that this is never reached: it would reject the endless loop.
-    loop {}
-}
-
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
